@@ -1,0 +1,57 @@
+"""Checks that values read from a file share: field names, numbers, one line per mistake."""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from octo_exp.errors import UserError
+
+T = TypeVar("T")
+
+
+def named_fields(what: str) -> Callable[[type[T]], type[T]]:
+    """Decorate a keyword-only dataclass: a missing or unknown field is one `UserError`, with the nearest right name.
+
+    The constructor keeps its signature; copying and pickling do not pass through it. `what` names the value in the
+    message, followed by the value of its field `name` where that is given.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        construct: Callable[..., None] = cls.__init__
+
+        @functools.wraps(construct)
+        def checked(self: T, /, **given: object) -> None:
+            title = f"{what} {given['name']!r}" if "name" in given else what
+            _check_names(title, dataclasses.fields(cls), given)  # type: ignore[arg-type]
+            construct(self, **given)
+
+        type.__setattr__(cls, "__init__", checked)
+        return cls
+
+    return decorate
+
+
+def check_number(title: str, name: str, value: object, *, whole: bool) -> None:
+    """Raise `UserError` unless `value` is a finite number > 0, and a whole one where `whole` is true."""
+    kind = "a whole number" if whole else "a number"
+    accepted = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise UserError(f"{title}: {name} must be {kind}, got {value!r}")
+    if not math.isfinite(value) or value <= 0:
+        raise UserError(f"{title}: {name} must be {kind} greater than zero, got {value!r}")
+
+
+def _check_names(title: str, fields: tuple[dataclasses.Field[Any], ...], given: dict[str, object]) -> None:
+    known = [field.name for field in fields]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}"
+            raise UserError(f"{title}: unknown field {name!r}; {hint}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise UserError(f"{title}: missing field {missing[0]!r}; give every one of {', '.join(missing)}")

@@ -1,0 +1,60 @@
+"""int8 GEMM through `torch._int_mm` (oneDNN on CPU, cuBLASLt on CUDA), padded where CUDA asks for it.
+
+`_int_mm` has no public promise, so it is probed once per device with the extreme codes. Where it is missing or not
+exact (an x86 CPU without VNNI: its int8 instructions saturate at 16 bits) an exact float32 product of short sums takes
+its place: slower, never wrong, and logged.
+"""
+
+import functools
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def int_mm_is_exact(device_type: str) -> bool:
+    """Whether `torch._int_mm` exists here and multiplies the extreme codes exactly."""
+    if not hasattr(torch, "_int_mm"):
+        log.warning("torch._int_mm is missing: int8 products run through float32 (exact, slower)")
+        return False
+    pattern = torch.tensor([-128, -127, 127, -1], dtype=torch.int8, device=device_type)
+    a, b = pattern.repeat(32, 64), pattern.flip(0).repeat(64, 32)
+    same = torch.full_like(a, -128)
+    for left, right in ((a, b.t().repeat(2, 1)), (same, same.t())):
+        if not torch.equal(_int_mm(left, right).long(), (left.double() @ right.double()).long()):
+            log.warning(
+                "torch._int_mm is not exact on this %s (no VNNI?): int8 products run through float32 (exact, slower)",
+                device_type,
+            )
+            return False
+    return True
+
+
+def _int_mm(a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type != "cuda":
+        return torch._int_mm(a, b)
+    # cuBLASLt wants M > 16 and K, N multiples of 8; zeros change no sum.
+    m, k, n = a.shape[0], a.shape[1], b.shape[1]
+    pad_m, pad_k, pad_n = max(0, 17 - m), -k % 8, -n % 8
+    a, b = F.pad(a, (0, pad_k, 0, pad_m)), F.pad(b, (0, pad_n, 0, pad_k))
+    return torch._int_mm(a, b)[:m, :n]
+
+
+def _float_mm(a: Tensor, b: Tensor) -> Tensor:
+    """Exact: 1,024 products of at most 2^14 stay within 2^24, the integers that float32 holds, in any order."""
+    out = torch.zeros((a.shape[0], b.shape[1]), dtype=torch.int32, device=a.device)
+    for start in range(0, a.shape[1], 1024):
+        part = slice(start, start + 1024)
+        out += (a[:, part].float() @ b[part].float()).to(torch.int32)
+    return out
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """[M, K] int8, [K, N] int8 -> [M, N] int32. The caller keeps K small enough for int32 sums."""
+    if not int_mm_is_exact(a.device.type):
+        return _float_mm(a, b)
+    return _int_mm(a, b)

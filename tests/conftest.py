@@ -1,0 +1,31 @@
+"""Fixtures for every room: quiet threads, fixed seeds, the data folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+# The Triton interpreter must be chosen before Triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    folder = os.environ.get("OCTO_DATA_DIR")
+    if not folder:
+        pytest.skip("OCTO_DATA_DIR is unset: no real data sets on this machine")
+    return Path(folder)

@@ -1,0 +1,148 @@
+import copy
+import inspect
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from octo_exp.errors import UserError
+from octo_exp.hw import HardwareProfile
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "hw").glob("*.yaml"))
+SOURCED = (
+    "rows",
+    "cols",
+    "dataflow",
+    "frequency_mhz",
+    "sram_ifmap_kib",
+    "sram_filter_kib",
+    "sram_ofmap_kib",
+    "dram_bytes_per_cycle",
+    "quoted_tops",
+)
+
+
+def fields(**change):
+    good = {
+        "name": "toy",
+        "rows": 4,
+        "cols": 8,
+        "dataflow": "os",
+        "frequency_mhz": 500,
+        "sram_ifmap_kib": 64,
+        "sram_filter_kib": 64,
+        "sram_ofmap_kib": 64,
+        "dram_bytes_per_cycle": 2.5,
+        "quoted_tops": 0.032,
+        "sources": {name: {"source": "a data sheet", "status": "verified"} for name in SOURCED},
+        "notes": "",
+    }
+    return good | change
+
+
+def without(mapping, *names):
+    return {key: value for key, value in mapping.items() if key not in names}
+
+
+def test_required_profiles_exist():
+    named = {path.stem for path in FILES}
+    squares = {f"systolic_{side}x{side}" for side in (8, 16, 32, 64, 128, 256)}
+    assert squares | {"tpu_v1", "gemmini", "edge_tpu", "ascend310"} <= named
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_yaml_is_a_profile_with_sources(path):
+    assert path.read_text().splitlines()[0] == f"# @package hw.{path.stem}"
+    profile = instantiate(OmegaConf.load(path))
+    assert isinstance(profile, HardwareProfile)
+    assert profile.name == path.stem
+    numbers = [name for name in SOURCED if getattr(profile, name) is not None]
+    assert list(sorted(profile.sources)) == sorted(numbers)
+    for entry in profile.sources.values():
+        assert len(entry["source"]) > 10
+        assert entry["status"] in ("verified", "assumed")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_peak_is_within_three_percent_of_the_quoted_figure(path):
+    profile = instantiate(OmegaConf.load(path))
+    if profile.quoted_tops is None:
+        assert "quoted_tops" not in profile.sources
+    elif abs(profile.peak_tops / profile.quoted_tops - 1) > 0.03:
+        assert "TOPS" in profile.notes, "a profile whose peak differs from the quoted figure says why in its notes"
+
+
+def test_peak_counts_a_mac_as_two_operations():
+    assert HardwareProfile(**fields()).peak_tops == pytest.approx(2 * 4 * 8 * 500e6 / 1e12, rel=1e-15)
+
+
+@pytest.mark.parametrize("stem", ["ascend310", "edge_tpu"])
+def test_approximations_say_so(stem):
+    (path,) = (path for path in FILES if path.stem == stem)
+    assert "approximation" in instantiate(OmegaConf.load(path)).notes.lower()
+
+
+def test_a_profile_is_a_value():
+    profile = HardwareProfile(**fields())
+    assert profile == HardwareProfile(**fields())
+    assert len({profile, HardwareProfile(**fields())}) == 1
+    assert pickle.loads(pickle.dumps(profile)) == copy.deepcopy(profile) == profile
+    assert replace(profile, rows=16).rows == 16
+    with pytest.raises(AttributeError):
+        profile.rows = 5
+
+
+def test_the_constructor_keeps_its_signature():
+    parameters = inspect.signature(HardwareProfile).parameters.values()
+    assert [parameter.name for parameter in parameters] == list(fields())
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (without(fields(), "rows"), "hardware profile 'toy': missing field 'rows'"),
+        (without(fields(), "name"), "hardware profile: missing field 'name'"),
+        (fields(row=4), "unknown field 'row'; did you mean 'rows'"),
+        (fields(zzz=4), "unknown field 'zzz'; its fields are name, rows"),
+        (fields(rows=-4), "rows must be a whole number greater than zero, got -4"),
+        (fields(rows=4.5), "rows must be a whole number, got 4.5"),
+        (fields(cols=True), "cols must be a whole number, got True"),
+        (fields(frequency_mhz="1 GHz"), "frequency_mhz must be a number, got '1 GHz'"),
+        (fields(frequency_mhz=0), "frequency_mhz must be a number greater than zero, got 0"),
+        (fields(dram_bytes_per_cycle=float("nan")), "dram_bytes_per_cycle must be a number greater than zero"),
+        (fields(quoted_tops=-1), "quoted_tops must be a number greater than zero"),
+        (fields(dataflow="rs"), "dataflow must be one of os, ws, is, got 'rs'"),
+        (fields(name="a/b"), "name must be made of letters"),
+        (fields(notes=3), "notes must be a text"),
+        (fields(sources=None), "sources must map field names"),
+        (fields(sources=without(fields()["sources"], "cols")), r"sources.cols must be \{source: <text>"),
+        (fields(sources=fields()["sources"] | {"cols": {"source": "guess"}}), r"sources.cols must be \{source"),
+        (fields(sources=fields()["sources"] | {"voltage": {}}), "sources names 'voltage'"),
+        (
+            fields(sources=fields()["sources"] | {"cols": {"source": "guess", "status": "sure"}}),
+            "sources.cols.status must be verified or assumed, got 'sure'",
+        ),
+    ],
+)
+def test_bad_profile_is_one_clear_line(given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        HardwareProfile(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unquoted_machine_needs_no_source_for_the_quote():
+    sources = without(fields()["sources"], "quoted_tops")
+    assert HardwareProfile(**fields(quoted_tops=None, sources=sources)).quoted_tops is None
+
+
+def test_a_bad_yaml_carries_the_clear_line_through_hydra():
+    config = OmegaConf.create({"_target_": "octo_exp.hw.profile.HardwareProfile", **without(fields(), "rows")})
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(config)
+    assert isinstance(caught.value.__cause__, UserError)
+    assert "missing field 'rows'" in str(caught.value.__cause__)

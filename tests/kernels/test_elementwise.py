@@ -1,0 +1,41 @@
+import torch
+
+from octo_exp.kernels import elementwise
+from octo_exp.kernels.api import dequantize, quantize, scale_accumulator
+
+
+def test_blocks_change_nothing(monkeypatch):
+    t = torch.randn(5, 6, 11, 13)
+    zero = torch.tensor(3.0)
+    options = {"q_min": -128, "q_max": 127, "low": torch.tensor(-1.5), "high": torch.tensor(2.0)}
+    for layout in (t, t.to(memory_format=torch.channels_last), t.transpose(1, 3)):
+        noise = torch.rand(layout.shape)
+        for extra in ({}, {"noise": noise}):
+            whole = quantize(layout, torch.tensor(0.02), zero, **options, **extra)
+            with monkeypatch.context() as patch:
+                patch.setattr(elementwise, "BLOCK", 100)
+                blocked = quantize(layout, torch.tensor(0.02), zero, **options, **extra)
+            assert torch.equal(whole, blocked)
+            assert whole.dtype == torch.int8
+
+
+def test_nearest_even_and_saturation():
+    t = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0])
+    q = quantize(t, torch.tensor(1.0), torch.tensor(0.0), q_min=-127, q_max=127)
+    assert q.tolist() == [0, 2, 2, 0, -2, 127, -127]
+
+
+def test_dequantize_inverts_the_codes():
+    q = torch.arange(-128, 128, dtype=torch.int8)
+    scale, zero = torch.tensor(0.037), torch.tensor(-128)
+    assert torch.equal(quantize(dequantize(q, scale, zero), scale, zero, q_min=-128, q_max=127), q)
+
+
+def test_accumulator_blocks_and_widths(monkeypatch):
+    acc = torch.randint(-(2**30), 2**30, (37, 5))
+    scale, offset = torch.rand(5), torch.randn(5)
+    monkeypatch.setattr(elementwise, "BLOCK", 16)
+    for dtype in (torch.int32, torch.int64):
+        out = scale_accumulator(acc.to(dtype), scale, offset)
+        assert torch.equal(out, acc.to(dtype) * scale + offset)
+    assert torch.equal(scale_accumulator(acc, torch.tensor(0.5), None), acc * 0.5)

@@ -1,0 +1,155 @@
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from octo_exp.errors import UserError
+from octo_exp.kernels import api, torch_int8
+from octo_exp.kernels.api import ConvGeometry
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+FAST = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"))]
+
+
+def codes(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (1, 7, 63), (63, 65, 7), (33, 64, 16)])
+def test_matmul_equals_the_oracle(impl, m, k, n):
+    a, b = codes(m, k), codes(k, n, seed=1)
+    expected = api.int8_matmul(a, b, impl="reference")
+    for left, right in ((a, b), (a.t().contiguous().t(), b), (a, b.t().contiguous().t())):
+        out = api.int8_matmul(left, right, impl=impl)
+        assert out.dtype == torch.int32
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("pair", [(127, 127), (-127, 127), (-128, -127), (-128, 127), (-128, -128)])
+def test_extreme_codes_with_k_4608_are_exact(impl, pair):
+    a = torch.full((3, 4608), pair[0], dtype=torch.int8)
+    b = torch.full((4608, 2), pair[1], dtype=torch.int8)
+    out = api.int8_matmul(a, b, impl=impl)
+    assert torch.equal(out.long(), torch.full((3, 2), 4608 * pair[0] * pair[1]))
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("pair", [(127, 127), (-128, -127), (-128, -128), (-128, 127)])
+def test_sums_past_int32_are_split(impl, pair):
+    k = 262_144
+    a = torch.full((2, k), pair[0], dtype=torch.int8)
+    b = torch.full((k, 3), pair[1], dtype=torch.int8)
+    out = api.int8_matmul(a, b, impl=impl)
+    assert out.dtype == torch.int64
+    assert torch.equal(out, torch.full((2, 3), k * pair[0] * pair[1]))
+
+
+def test_without_the_split_the_sum_wraps(monkeypatch):
+    monkeypatch.setattr(api, "MAX_K", 2**31)
+    a = torch.full((1, 262_144), -128, dtype=torch.int8)
+    out = api.int8_matmul(a, a.t(), impl="torch")
+    assert out.item() != 262_144 * 128 * 128
+
+
+def test_max_k_is_the_largest_safe_sum():
+    assert api.MAX_K * 128 * 128 <= 2**31 - 1 < (api.MAX_K + 1) * 128 * 128
+
+
+def test_inexact_int_mm_is_replaced_by_an_exact_product(monkeypatch):
+    monkeypatch.setattr(torch_int8, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(-(2**15), 2**15 - 1))
+    torch_int8.int_mm_is_exact.cache_clear()
+    try:
+        assert not torch_int8.int_mm_is_exact("cpu")
+        a, b = codes(9, 3000), codes(3000, 5, seed=1)
+        assert torch.equal(torch_int8.matmul(a, b).long(), (a.long() @ b.long()))
+    finally:
+        monkeypatch.undo()
+        torch_int8.int_mm_is_exact.cache_clear()
+    assert torch_int8.int_mm_is_exact("cpu")
+
+
+CONVS = [
+    # channels, filters, kernel, size, geometry
+    (3, 4, (3, 3), (7, 7), ConvGeometry(padding=(1, 1))),
+    (1, 5, (5, 5), (9, 8), ConvGeometry()),
+    (4, 6, (3, 3), (8, 9), ConvGeometry(stride=(2, 2), padding=(1, 1))),
+    (4, 6, (3, 3), (9, 9), ConvGeometry(stride=(3, 2), padding=(2, 1))),
+    (4, 6, (3, 2), (10, 9), ConvGeometry(dilation=(2, 3), padding=(2, 0))),
+    (6, 4, (3, 3), (7, 7), ConvGeometry(groups=2, padding=(1, 1))),
+    (4, 4, (3, 3), (7, 6), ConvGeometry(groups=4, padding=(1, 1), stride=(2, 2))),
+    (3, 6, (3, 3), (7, 7), ConvGeometry(groups=3, dilation=(2, 2), padding=(2, 2))),
+    (2, 3, (1, 1), (5, 5), ConvGeometry(stride=(2, 2))),
+    (2, 3, (1, 1), (4, 4), ConvGeometry(padding=(2, 2))),
+    (2, 3, (2, 2), (5, 5), ConvGeometry(stride=(4, 4), padding=(3, 3))),
+    (5, 7, (4, 4), (4, 4), ConvGeometry()),
+]
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("case", CONVS, ids=str)
+@pytest.mark.parametrize("pad_value", [0, -77])
+def test_convolution_and_its_gradients_equal_the_oracle(impl, case, pad_value):
+    c, o, kernel, size, geometry = case
+    x, w = codes(2, c, *size), codes(o, c // geometry.groups, *kernel, seed=1)
+    g = codes(2, o, *geometry.output_size(*size, kernel), seed=2)
+    results = {
+        name: (
+            api.int8_conv2d(x, w, geometry, pad_value=pad_value, impl=name),
+            api.int8_conv2d_grad_input(g, w, size, geometry, impl=name),
+            api.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad_value, impl=name),
+        )
+        for name in ("reference", impl)
+    }
+    for fast, oracle in zip(results[impl], results["reference"], strict=True):
+        assert torch.equal(fast.long(), oracle.long())
+
+
+def test_the_oracle_is_autograd_in_float64():
+    x, w = codes(2, 4, 6, 7).double().requires_grad_(), codes(6, 2, 3, 3, seed=1).double().requires_grad_()
+    geometry = ConvGeometry(stride=(2, 1), padding=(1, 1), groups=2)
+    out = F.conv2d(x, w, None, (2, 1), (1, 1), 1, 2)
+    g = codes(*out.shape, seed=2)
+    out.backward(g.double())
+    xq, wq = x.detach().to(torch.int8), w.detach().to(torch.int8)
+    assert torch.equal(api.int8_conv2d(xq, wq, geometry, impl="reference").double(), out)
+    grad_input = api.int8_conv2d_grad_input(g, wq, (6, 7), geometry, impl="reference")
+    assert torch.equal(grad_input.double(), x.grad)
+    grad_weight = api.int8_conv2d_grad_weight(xq, g, (3, 3), geometry, impl="reference")
+    assert torch.equal(grad_weight.double(), w.grad)
+
+
+def test_pad_value_may_be_a_tensor():
+    x, w = codes(1, 2, 5, 5), codes(3, 2, 3, 3, seed=1)
+    geometry = ConvGeometry(padding=(1, 1))
+    out = api.int8_conv2d(x, w, geometry, pad_value=torch.tensor(-5), impl="torch")
+    assert torch.equal(out, api.int8_conv2d(x, w, geometry, pad_value=-5, impl="reference"))
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST])
+def test_scaled_product_is_the_product_scaled(impl):
+    a, b = codes(17, 40), codes(40, 9, seed=1)
+    scale, offset = torch.rand(9) * 1e-3, torch.randn(9)
+    out = api.int8_matmul_scaled(a, b, scale, offset, impl=impl)
+    exact = (a.double() @ b.double()) * scale.double() + offset.double()
+    # Two float32 roundings, each relative 2^-24 of the larger of product and sum.
+    budget = 2.0**-23 * ((a.double() @ b.double()).abs() * scale + exact.abs() + offset.abs())
+    assert out.dtype == torch.float32
+    assert ((out.double() - exact).abs() <= budget).all()
+
+
+def test_refusals_name_the_remedy(monkeypatch):
+    with pytest.raises(TypeError, match="int8"):
+        api.int8_matmul(torch.ones(2, 2), codes(2, 2), impl="torch")
+    with pytest.raises(ValueError, match="shapes"):
+        api.int8_matmul(codes(2, 3), codes(2, 3), impl="torch")
+    with pytest.raises(UserError, match="auto, reference, torch, triton"):
+        api.resolve_impl("cuda", "cpu")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match=r"pip install|TRITON_INTERPRET"):
+        api.resolve_impl("triton", "cpu")
+    assert api.resolve_impl("auto", "cpu") == "torch"
+    assert api.resolve_impl("auto", "cuda") == "triton" or not HAS_TRITON
