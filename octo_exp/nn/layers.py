@@ -1,0 +1,199 @@
+"""QuantConv2d and QuantLinear: float masters outside, integer GEMMs inside, one scheme each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octo_exp.errors import UserError
+from octo_exp.kernels.api import ConvGeometry
+from octo_exp.nn.function import Observer, QuantGemm
+from octo_exp.nn.ops import ConvOp, LinearOp, Op
+from octo_exp.quant.compensation import Compensator
+from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.quantizer import Quantizer
+from octo_exp.quant.rounding import Clock
+from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
+
+_WIDTHS = {"fp32": 32, "bf16": 16, "fake": 32}
+
+
+class QuantLayer(nn.Module):
+    """What both layers share: the operands' quantisers, the compensation, and the call of the three GEMMs.
+
+    `observer`, when set, is called with every quantised operand of a training step (the health callback's probe).
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    op: Op
+
+    def setup(self, name: str, scheme: Scheme, op: Op, clock: Clock, output_shape: tuple[int, ...] | None) -> None:
+        """Build quantisers and compensation; `output_shape` (C, H, W) is needed for granularity=element alone."""
+        self.layer_name, self.scheme, self.op, self.clock = name, scheme, op, clock
+        self.observer: Observer | None = None
+        common: dict[str, Any] = {"layer": name, "clock": clock}
+        self.quantizer_x = self._quantizer("x", stored=True, **common)
+        self.quantizer_w = self._quantizer("w", stored=False, **common)
+        self.quantizer_g = self._quantizer("g", stored=False, **common)
+        # grad_input quantises g times the weight's per-channel scale: another tensor, so another state.
+        scaled = scheme.w is not None and scheme.w.granularity == "channel" and self.quantizer_g is not None
+        self.quantizer_g_scaled = self._quantizer("g", stored=False, **common) if scaled else None
+        self.compensator = self._compensator(output_shape)
+
+    def _quantizer(self, operand: str, *, layer: str, clock: Clock, stored: bool) -> Quantizer | None:
+        spec = self.scheme.operand(operand)
+        if spec is None or not self.scheme.quantized_in(operand):
+            return None
+        clip = self.scheme.clip if operand == "g" else None
+        return Quantizer(spec, operand=operand, layer=layer, clock=clock, stored=stored, clip=clip)
+
+    def quantizer_of(self, operand: str) -> Quantizer | None:
+        """Return the quantiser of x, w, g or g_scaled; None where that operand stays float."""
+        quantizer: Quantizer | None = getattr(self, f"quantizer_{operand}")
+        return quantizer
+
+    def _compensator(self, output_shape: tuple[int, ...] | None) -> Compensator | None:
+        spec = self.scheme.compensation
+        if spec is None:
+            return None
+        shape: tuple[int, ...] = (self.weight.shape[0],)
+        if spec.granularity == "element" and self.weight.dim() == 4:
+            if output_shape is None:
+                raise UserError(f"layer {self.layer_name!r}: granularity=element needs the net's input shape")
+            shape = output_shape
+        return spec.build(shape)
+
+    @property
+    def operand_bits(self) -> Mapping[str, tuple[int, int]]:
+        """Return the widths in bits of the two operands that each role multiplies."""
+        return {role: (self._width(role, 0), self._width(role, 1)) for role in ROLES}
+
+    def _width(self, role: str, index: int) -> int:
+        precision = self.scheme.precision_of(role)
+        spec = self.scheme.operand(ROLE_OPERANDS[role][index])
+        return spec.bits if precision == "int8" and spec is not None else _WIDTHS[precision]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, float32, whatever autocast says: the roles choose their own precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(self.op.layout(x.float()))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        xq = None if self.quantizer_x is None else self.quantizer_x(x.detach())
+        wq = None if self.quantizer_w is None else self.quantizer_w(self.weight.detach())
+        for operand, t, q in (("x", x, xq), ("w", self.weight, wq)):
+            if self.observer is not None and q is not None and self.training:
+                self.observer(self, operand, t.detach(), q)
+        term = self._compensation(xq, wq)
+        offset, extra = (None, term) if term is not None and term.dim() > 1 else (term, None)
+        if self.bias is not None:
+            offset = self.bias if offset is None else self.bias + offset
+        y = QuantGemm.apply(x, self.weight, offset, self, xq, wq)
+        if extra is not None:
+            y = y + extra
+        return self._give_back_error(x, y) if self._is_oracle else y
+
+    def _compensation(self, xq: QTensor | None, wq: QTensor | None) -> Tensor | None:
+        if self.compensator is None:
+            return None
+        zero = torch.zeros((), device=self.weight.device)
+        if xq is not None and xq.zero_point is not None:
+            zero = xq.scale * xq.zero_point
+        sums = self.weight.flatten(1).sum(1)
+        if wq is not None:
+            # The value is that of the quantised weight, the gradient passes straight through.
+            sums = sums + (wq.dequantize().flatten(1).sum(1) - sums).detach()
+        return self.compensator.term(zero, sums)
+
+    @property
+    def _is_oracle(self) -> bool:
+        return self.scheme.compensation is not None and self.scheme.compensation.form == "exact"
+
+    def _give_back_error(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            exact = self.op.float_output(x, self.weight)
+            if self.bias is not None:
+                exact = exact + self.bias.reshape(-1, *[1] * (self.weight.dim() - 2))
+            error = exact - y
+        return y + error
+
+    def quantize_gradient(self, g: Tensor, role: str) -> QTensor | None:
+        """Quantise the gradient for one backward role; None where that role uses it as it is."""
+        if self.quantizer_g is None or self.scheme.precision_of(role) not in ("fake", "int8"):
+            return None
+        scaled = role == "grad_input" and self.quantizer_g_scaled is not None
+        quantizer = self.quantizer_g_scaled if scaled and self.scheme.grad_input == "int8" else self.quantizer_g
+        q: QTensor = quantizer(g)
+        if self.observer is not None:
+            self.observer(self, "g" if quantizer is self.quantizer_g else "g_scaled", g, q)
+        return q
+
+    def extra_repr(self) -> str:
+        """Show the scheme beside the layer's own facts."""
+        roles = ", ".join(f"{r}={self.scheme.precision_of(r)}" for r in ROLES)
+        return f"{super().extra_repr()}, scheme={self.scheme.name}, {roles}"
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """nn.Conv2d with quantised GEMMs: stride, padding, dilation, groups; zero padding only."""
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        name: str,
+        scheme: Scheme,
+        impl: str,
+        clock: Clock,
+        output_shape: tuple[int, ...] | None,
+    ) -> "QuantConv2d":
+        """Take over the parameters of a float convolution."""
+        if conv.padding_mode != "zeros":
+            raise UserError(
+                f"layer {name!r}: padding_mode={conv.padding_mode!r} is not quantised; use zeros or skip it"
+            )
+        layer = cls(1, 1, 1, bias=False)
+        layer.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith("_") and k != "training"})
+        layer._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
+        layer.weight, layer.bias = conv.weight, conv.bias
+        geometry = ConvGeometry(
+            stride=conv.stride, padding=_padding(conv, name), dilation=conv.dilation, groups=conv.groups
+        )
+        layer.setup(name, scheme, ConvOp(impl=impl, geometry=geometry), clock, output_shape)
+        return layer.train(conv.training)
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    """nn.Linear with quantised GEMMs."""
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        *,
+        name: str,
+        scheme: Scheme,
+        impl: str,
+        clock: Clock,
+        output_shape: tuple[int, ...] | None,
+    ) -> "QuantLinear":
+        """Take over the parameters of a float linear layer."""
+        layer = cls(1, 1, bias=False)
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.setup(name, scheme, LinearOp(impl=impl), clock, output_shape)
+        return layer.train(linear.training)
+
+
+def _padding(conv: nn.Conv2d, name: str) -> tuple[int, int]:
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(t % 2 for t in totals):
+            raise UserError(f"layer {name!r}: padding='same' with an even kernel pads one side more; give numbers")
+        return totals[0] // 2, totals[1] // 2
+    return conv.padding

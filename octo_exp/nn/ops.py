@@ -1,0 +1,134 @@
+"""The three GEMMs of a linear or convolution layer, as integers and as floats, behind one face.
+
+Both classes take x [N, ...], w and g in the layer's own shapes and return outputs in them. Integer methods return exact
+accumulators; float methods multiply in the operands' own dtype.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from octo_exp.kernels import api
+from octo_exp.kernels.api import ConvGeometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmOp:
+    """What both share: the kernel implementation and the sums that zero points need."""
+
+    impl: str
+
+    def row_sums(self, t: Tensor) -> Tensor:
+        """[M, K] int8 -> [M] int64, exact: a GEMM with ones is faster than a widening reduction."""
+        ones = torch.ones((t.shape[1], 1), dtype=torch.int8, device=t.device)
+        return api.int8_matmul(t, ones, impl=self.impl).flatten().to(torch.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearOp(GemmOp):
+    """x [..., I], w [O, I] -> [..., O]; leading dimensions are rows of the GEMM."""
+
+    @staticmethod
+    def rows(t: Tensor) -> Tensor:
+        """[..., C] -> [M, C]: the GEMM's view of an activation or gradient."""
+        return t.reshape(-1, t.shape[-1])
+
+    @staticmethod
+    def empty(shape: torch.Size, device: torch.device) -> Tensor:
+        """Return an uninitialised float32 tensor whose `rows` is a view."""
+        return torch.empty(shape, device=device)
+
+    @staticmethod
+    def layout(t: Tensor) -> Tensor:
+        """Return t in the memory layout the kernels want."""
+        return t.contiguous()
+
+    def int_output(self, x: Tensor, w: Tensor, pad_value: Tensor | int) -> Tensor:
+        """Return x @ w^T, rows [M, O]; nothing is padded, so `pad_value` is not used."""
+        return api.int8_matmul(self.rows(x), w.t(), impl=self.impl)
+
+    def int_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """Return g @ w, rows [M, I]."""
+        return api.int8_matmul(self.rows(g), w, impl=self.impl)
+
+    def int_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size, pad_value: Tensor | int) -> Tensor:
+        """Return g^T @ x, [O, I]."""
+        return api.int8_matmul(self.rows(g).t(), self.rows(x), impl=self.impl)
+
+    def float_output(self, x: Tensor, w: Tensor) -> Tensor:
+        """Return x @ w^T, [..., O]."""
+        return F.linear(x, w)
+
+    def float_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """Return g @ w, [..., I]."""
+        return g @ w
+
+    def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """Return g^T @ x, [O, I]."""
+        return self.rows(g).t() @ self.rows(x)
+
+    def output_shape(self, x_shape: torch.Size, w_shape: torch.Size) -> torch.Size:
+        """Return the shape of the layer's output."""
+        return torch.Size((*x_shape[:-1], w_shape[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvOp(GemmOp):
+    """x [N, C, H, W], w [O, C/G, KH, KW] -> [N, O, OH, OW]; int8 tensors are channels-last in memory."""
+
+    geometry: ConvGeometry
+
+    @staticmethod
+    def rows(t: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N*H*W, C]: a view when t is channels-last."""
+        return t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+
+    @staticmethod
+    def empty(shape: torch.Size, device: torch.device) -> Tensor:
+        """Return an uninitialised float32 tensor, channels-last, whose `rows` is a view."""
+        return torch.empty(shape, device=device, memory_format=torch.channels_last)
+
+    @staticmethod
+    def layout(t: Tensor) -> Tensor:
+        """Return t in the memory layout the kernels want."""
+        return t.contiguous(memory_format=torch.channels_last)
+
+    def int_output(self, x: Tensor, w: Tensor, pad_value: Tensor | int) -> Tensor:
+        """Return conv(x, w), rows [N*OH*OW, O]."""
+        return self.rows(api.int8_conv2d(x, w, self.geometry, pad_value=pad_value, impl=self.impl))
+
+    def int_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """Return the transposed convolution of g, rows [N*H*W, C]."""
+        size = (x_shape[2], x_shape[3])
+        return self.rows(api.int8_conv2d_grad_input(g, w, size, self.geometry, impl=self.impl))
+
+    def int_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size, pad_value: Tensor | int) -> Tensor:
+        """Return the correlation of x with g, [O, C/G, KH, KW]."""
+        kernel = (w_shape[2], w_shape[3])
+        return api.int8_conv2d_grad_weight(x, g, kernel, self.geometry, pad_value=pad_value, impl=self.impl)
+
+    def _float_args(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        return self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups
+
+    def float_output(self, x: Tensor, w: Tensor) -> Tensor:
+        """Return conv(x, w)."""
+        return F.conv2d(x, w, None, *self._float_args())
+
+    def float_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
+        """Return the gradient of conv with respect to x."""
+        return conv2d_input(x_shape, w, g, *self._float_args())
+
+    def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
+        """Return the gradient of conv with respect to w."""
+        return conv2d_weight(x, w_shape, g, *self._float_args())
+
+    def output_shape(self, x_shape: torch.Size, w_shape: torch.Size) -> torch.Size:
+        """Return the shape of the layer's output."""
+        size = self.geometry.output_size(x_shape[2], x_shape[3], (w_shape[2], w_shape[3]))
+        return torch.Size((x_shape[0], w_shape[0], *size))
+
+
+Op = LinearOp | ConvOp

@@ -1,0 +1,126 @@
+"""One operand's quantiser: chooses the range, quantises, keeps the statistics that evaluation needs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from octo_exp.errors import UserError
+from octo_exp.kernels.api import quantize
+from octo_exp.quant.clipping import Clipper, Clipping
+from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.ranges import Statistics, code_limits, scale_zero_point, tensor_range
+from octo_exp.quant.rounding import Clock, keyed_noise
+
+CHOICES = {
+    "granularity": ("tensor", "channel"),
+    "rounding": ("nearest", "stochastic"),
+    "range": ("dynamic", "hindsight"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperandSpec:
+    """How one operand (x, w or g) is quantised.
+
+    bits: 2 to 8, stored as int8. granularity: one scale a tensor, or one an output channel (w only).
+    range: `dynamic` takes this tensor's own minimum and maximum, `hindsight` the moving average of the steps before
+    (one pass over the tensor). momentum: of that average, which is also the stored range that evaluation uses.
+    """
+
+    bits: int
+    symmetric: bool
+    granularity: str
+    rounding: str
+    range: str
+    momentum: float
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and values outside their domain."""
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise UserError(f"{key}={getattr(self, key)!r} is unknown; choose one of {', '.join(choices)}")
+        if not 2 <= self.bits <= 8:
+            raise UserError(f"bits must be 2 to 8 (codes are stored as int8), got {self.bits}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.granularity == "channel" and not self.symmetric:
+            raise UserError("granularity=channel needs symmetric=true: a zero point a channel has no integer GEMM")
+
+
+class Quantizer(nn.Module):
+    """float tensor -> QTensor for one operand of one layer; `clip` (PRC) narrows the range first.
+
+    Training uses dynamic or hindsight ranges, evaluation the stored ones, so that a prediction does not depend on its
+    batch. Only activations (`stored=True`) have a stored range: weights are their own, gradients see no evaluation.
+    """
+
+    low: Tensor
+    high: Tensor
+    count: Tensor
+
+    def __init__(
+        self, spec: OperandSpec, *, operand: str, layer: str, clock: Clock, stored: bool, clip: Clipping | None = None
+    ) -> None:
+        super().__init__()
+        self.spec, self.operand, self.layer, self.clock, self.stored = spec, operand, layer, clock, stored
+        self.channel_dim = 0 if spec.granularity == "channel" else None
+        self.q_min, self.q_max = code_limits(spec.bits, symmetric=spec.symmetric)
+        keep = stored or spec.range == "hindsight"
+        for name in ("low", "high", "count"):
+            self.register_buffer(name, torch.tensor(0.0), persistent=keep)
+        self.tracks = keep
+        self.clipper: Clipper | None = None if clip is None else clip.build()
+
+    def forward(self, t: Tensor) -> QTensor:
+        """Quantise t (float32) to int8 codes; raises UserError where evaluation finds no stored range."""
+        low, high = self._range(t)
+        bounds: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.clipper is not None:
+            bounds = low, high = self.clipper.bounds(t, low, high)
+        scale, zero_point = scale_zero_point(low, high, self.spec.bits, symmetric=self.spec.symmetric)
+        noise = None
+        if self.spec.rounding == "stochastic" and self.training:
+            noise = keyed_noise(t, self.clock.seed, self.clock.step, self.layer, self.operand)
+        values = quantize(
+            t,
+            scale,
+            torch.zeros((), device=t.device) if zero_point is None else zero_point,
+            q_min=self.q_min,
+            q_max=self.q_max,
+            low=bounds[0],
+            high=bounds[1],
+            noise=noise,
+        )
+        if self.clipper is not None and self.training:
+            self.clipper.learn(t, values, scale, self.q_max)
+        return QTensor(values=values, scale=scale, zero_point=zero_point)
+
+    @property
+    def may_clip(self) -> bool:
+        """Whether the range in use can be narrower than the tensor: then the straight-through gradient needs a mask."""
+        return self.tracks and (not self.training or self.spec.range == "hindsight")
+
+    def inside(self, t: Tensor, q: QTensor) -> Tensor:
+        """Bool mask of t's elements within the range that produced q: the gradient passes there."""
+        zero = 0 if q.zero_point is None else q.zero_point
+        # Half a code of slack: what rounds to an end code without being cut counts as inside.
+        low, high = (self.q_min - zero - 0.5) * q.scale, (self.q_max - zero + 0.5) * q.scale
+        return (t >= low) & (t <= high)
+
+    def _range(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        statistics = Statistics(self.low, self.high, self.count)
+        if self.tracks and not self.training:
+            if self.stored and not bool(self.count > 0):
+                raise UserError(
+                    f"layer {self.layer!r} has no stored range for operand {self.operand}: train it for at least one "
+                    "step, or load a checkpoint of a quantised run"
+                )
+            return self.low, self.high
+        low, high = tensor_range(t.detach(), self.channel_dim)
+        if not self.tracks:
+            return low, high
+        first = not bool(self.count > 0)
+        used = (low, high) if first or self.spec.range == "dynamic" else (self.low.clone(), self.high.clone())
+        statistics.update(low, high, self.spec.momentum)
+        return used
