@@ -27,7 +27,7 @@ def convert(
         return ()
     candidates = [name for name, module in net.named_modules() if type(module) in CONVERTERS]
     _check_patterns("quant.skip", [p for p in scheme.skip if p not in ("first", "last")], candidates)
-    _check_patterns("quant.overrides", scheme.overrides, candidates)
+    _check_patterns("quant.overrides", scheme.overrides or (), candidates)
     chosen = [name for name in candidates if not _skipped(name, candidates, scheme)]
     if not chosen:
         raise UserError(

@@ -38,7 +38,7 @@ class Scheme:
     clip: Clipping | None
     compensation: Compensation | None
     skip: Sequence[str]
-    overrides: Mapping[str, Mapping[str, Any]]
+    overrides: Mapping[str, Mapping[str, Any]] | None
     precision: str
     bits: int
 
@@ -91,7 +91,7 @@ class Scheme:
     def for_layer(self, name: str) -> "Scheme":
         """Return the scheme with every override whose pattern matches the layer's name applied, in order."""
         scheme = self
-        for pattern, changes in self.overrides.items():
+        for pattern, changes in (self.overrides or {}).items():
             if fnmatch.fnmatchcase(name, pattern):
                 scheme = apply_override(scheme, pattern, changes)
         return scheme
