@@ -1,0 +1,166 @@
+"""The space of configs that the yaml files span: groups, options, and composition with one-line errors."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from octo_exp.cli.wording import listed, one_line, unknown
+from octo_exp.errors import ConfigError
+
+VERSION_BASE = "1.3"
+# What a broken yaml or an impossible composition raises.
+_COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+
+
+class ConfigSpace:
+    """The configs reachable from one root config; read with Hydra's own loader, so both see the same files.
+
+    `search_lines` are the overrides of hydra.searchpath, which decide what there is to find.
+    """
+
+    def __init__(
+        self, *, config_dir: str, extra_dir: str | None, config_name: str, search_lines: Sequence[str] = ()
+    ) -> None:
+        version.setbase(VERSION_BASE)
+        setup_globals()
+        search_path = create_config_search_path(config_dir)
+        if extra_dir is not None:
+            folder = Path(extra_dir).absolute()
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir: there is no folder {folder}")
+            search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        self.loader = ConfigLoaderImpl(search_path)
+        self.config_name = config_name.removesuffix(".yaml")
+        self._search_lines = list(search_lines)
+        self._options: dict[str, list[str]] = {}
+        roots = [name for name in self.loader.get_group_options("") if not name.startswith("_")]
+        # A root config in a subfolder is not in that listing.
+        if "/" not in self.config_name and self.config_name not in roots:
+            raise unknown("config", self.config_name, roots)
+
+    @cached_property
+    def root(self) -> DictConfig:
+        """The config with no override; groups that must be chosen are left out."""
+        return self.compose([], RunMode.MULTIRUN)
+
+    @cached_property
+    def choices(self) -> dict[str, str | None]:
+        """The option of each group of the defaults list, hydra's included, ??? where one must be chosen.
+
+        List-valued groups are not among them.
+        """
+        return dict(OmegaConf.to_container(self.root.hydra.runtime.choices))  # type: ignore[arg-type]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """What may stand left of '=' to choose an option, hydra's own groups left out."""
+        folders = [name for name in self.loader.list_groups("") if name != "hydra" and self.options(name)]
+        return sorted({*folders, *(name for name in self.choices if not name.startswith("hydra/"))})
+
+    def options(self, group: str) -> list[str]:
+        """Returns the options of a group; empty where there is no such group."""
+        if group not in self._options:
+            paths = ",".join(f"'{path}'" for path in self.root.hydra.searchpath)
+            lines = [f"hydra.searchpath=[{paths}]"] if paths else []
+            self._options[group] = self.loader.get_group_options(group, overrides=lines)
+        return self._options[group]
+
+    def compose(self, lines: Sequence[str], mode: RunMode) -> DictConfig:
+        """Composes as Hydra would; ConfigError where that is impossible."""
+        with _one_line_errors():
+            return self.loader.load_configuration(self.config_name, [*self._search_lines, *lines], mode)
+
+    def choose(self, lines: Sequence[str]) -> DictConfig:
+        """Composes the config of these options; with none of them, and nothing that must be chosen, it is the root."""
+        if lines or "???" in self.choices.values():
+            return self.compose(lines, RunMode.RUN)
+        return self.root.copy()
+
+
+def apply(overrides: Sequence[Override], cfg: DictConfig) -> None:
+    """Sets keys in a composed config as Hydra would; ConfigError where that is impossible."""
+    with _one_line_errors():
+        ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
+
+
+def job_part(cfg: DictConfig) -> DictConfig:
+    """Returns a copy without hydra's node."""
+    job = cfg.copy()
+    with open_dict(job):
+        job.pop("hydra", None)
+    return job
+
+
+def check_complete(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the job's config resolved; ConfigError for what must be given, or an interpolation that leads nowhere."""
+    missing = [key for key, value in _entries(OmegaConf.to_container(job_part(cfg), resolve=False)) if value == "???"]
+    if missing:
+        raise ConfigError(f"{listed(missing)} must be given: write {missing[0]}=<value>")
+    return resolved(cfg)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the job's config with every interpolation resolved; ConfigError names the one that cannot be."""
+    with _hydra_config(cfg):
+        try:
+            return dict(OmegaConf.to_container(job_part(cfg), resolve=True))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key}: {one_line(str(error.msg).splitlines()[0])}") from error
+
+
+def output_folder(cfg: DictConfig, key: str) -> Path:
+    """Returns the folder that Hydra is going to create; `key` is hydra.run.dir or hydra.sweep.dir."""
+    with _hydra_config(cfg):
+        try:
+            return Path(str(OmegaConf.select(cfg, key))).absolute()
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {one_line(str(error.msg).splitlines()[0])}") from error
+
+
+def dotted(node: object) -> list[str]:
+    """Returns the dotted name of every key of a nested mapping."""
+    return [key for key, _ in _entries(node)]
+
+
+def _entries(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield f"{prefix}{key}", value
+            yield from _entries(value, f"{prefix}{key}.")
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except _COMPOSITION_ERRORS as error:
+        cause = error.__cause__
+        reason = one_line(f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else error)
+        raise ConfigError(f"cannot compose the config: {reason.partition(' full_key:')[0]}") from error
+
+
+@contextlib.contextmanager
+def _hydra_config(cfg: DictConfig) -> Iterator[None]:
+    """Lets ${hydra:...} read `cfg`, as it will in the run; leaves no trace."""
+    current = HydraConfig.instance()
+    saved = current.cfg
+    try:
+        current.set_config(cfg)
+        yield
+    finally:
+        current.cfg = saved

@@ -1,0 +1,3 @@
+from octo_exp.data.datamodule import ImageDataModule
+
+__all__ = ["ImageDataModule"]

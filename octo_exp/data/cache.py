@@ -1,0 +1,103 @@
+"""Decoded splits on disk, so that a second run of a set starts at once.
+
+One file per set, split and folder, under `~/.cache/octo_exp` or `OCTO_CACHE_DIR`. It carries the key it was made from
+(names, sizes and modification times of the source files, and what decoding depends on): another key is another data
+set, and the file is written anew. Nothing in it is needed: it may be deleted at any time.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from octo_exp.data.spec import Split
+
+log = logging.getLogger(__name__)
+
+# Raised when what decoding makes of the same bytes changes.
+_FORMAT = 1
+
+
+def cache_dir() -> Path:
+    """`OCTO_CACHE_DIR`, or `~/.cache/octo_exp`."""
+    chosen = os.environ.get("OCTO_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else Path("~/.cache/octo_exp").expanduser()
+
+
+def file_key(files: Sequence[Path]) -> str:
+    """Names, sizes and modification times of the files, as one string."""
+    stats = ((path, path.stat()) for path in files)
+    return "|".join(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
+
+
+def cached(build: Callable[[], Split], *, title: str, place: str, key: str) -> Split:
+    """The split from its cache file where that has the same key, else from `build`, then kept.
+
+    Args:
+        build: reads, checks and decodes.
+        title: start of the file's name, for people.
+        place: what identifies the set whatever its present content; its hash is the rest of the file's name.
+        key: what the content depends on.
+
+    """
+    digest = hashlib.sha256(f"{title}|{place}".encode()).hexdigest()[:12]
+    file = cache_dir() / f"{title}-{digest}.pt"
+    key = hashlib.sha256(f"{_FORMAT}|{key}".encode()).hexdigest()
+    split = _load(file, key)
+    if split is None:
+        split = build()
+        _store(file, key, split)
+    return split
+
+
+def _load(file: Path, key: str) -> Split | None:
+    if not file.exists():
+        return None
+    try:
+        stored = torch.load(file, weights_only=True)
+        if stored["key"] != key:
+            return None
+        split = Split(
+            images=stored["images"], labels=stored["labels"], class_names=tuple(map(str, stored["class_names"]))
+        )
+        if stored["checksum"] != _checksum(split):
+            raise ValueError("checksum")
+    # A broken archive raises from the zip reader, the unpickler or the lines above: whatever it is, it is rebuilt.
+    except Exception as error:
+        log.warning("cache file %s is broken (%s) and is made anew", file, type(error).__name__)
+        return None
+    return split
+
+
+def _checksum(split: Split) -> int:
+    """CRC-32 of images and labels: torch.load does not notice a flipped bit."""
+    return zlib.crc32(split.labels.numpy().data, zlib.crc32(split.images.numpy().data))
+
+
+def _store(file: Path, key: str, split: Split) -> None:
+    """Write beside the final place and move: no reader ever sees half a file, also with several jobs at once."""
+    content = {
+        "key": key,
+        "checksum": _checksum(split),
+        "images": split.images,
+        "labels": split.labels,
+        "class_names": list(split.class_names),
+    }
+    partial: Path | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".partial-", delete=False) as stream:
+            partial = Path(stream.name)
+            torch.save(content, stream)
+        partial.replace(file)
+    except (OSError, RuntimeError) as error:
+        log.warning("cannot keep the decoded images in %s (%s); set OCTO_CACHE_DIR", file.parent, error)
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink()

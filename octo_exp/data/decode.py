@@ -1,0 +1,132 @@
+"""Encoded images (PNG, JPEG, WebP bytes) to one uint8 tensor, decoded once with PIL, one after another.
+
+Measured on 60,000 28x28 PNGs: 2 s in one thread and 3.6 s in two, since such small decodes hold the interpreter lock.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octo_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# A bar for anything shorter would only flicker.
+_SECONDS_BEFORE_BAR = 3.0
+
+# Channels, height and width; null height and width say that sizes vary.
+Shape = tuple[int, int | None, int | None]
+
+
+def decode_images(
+    encoded: Sequence[bytes | None], *, shape: Shape, size: int, where: Callable[[int], str], title: str
+) -> Tensor:
+    """Decode images of one shape, or of many, which are then resized and cropped to a square.
+
+    Args:
+        encoded: N files' contents.
+        shape: (C, H, W); with H and W null every image's short side is resized to `size` and its center cropped.
+        size: side in pixels, used where H and W are null.
+        where: names the i-th image in an error.
+        title: label of the progress bar.
+
+    Returns:
+        [N, C, H, W] uint8, or [N, C, size, size] where H and W are null.
+
+    Raises:
+        UserError: bytes that do not decode, or another number of channels or another size than `shape` says.
+
+    """
+    channels, height, width = shape
+    square = height is None or width is None
+    images = torch.empty((len(encoded), channels, height or size, width or size), dtype=torch.uint8)
+    target = images.numpy()
+    for i, data in enumerate(_with_progress(encoded, title)):
+        pixels = _decode(data, size if square else None, where, i)
+        if pixels.shape[0] != channels:
+            raise UserError(
+                f"{where(i)}: the image has {pixels.shape[0]} channel(s), data.shape={_plain(shape)} says {channels}: "
+                f"set data.shape and data.mean, data.std to the file's"
+            )
+        if not square and pixels.shape != shape:
+            raise UserError(
+                f"{where(i)}: the image is {pixels.shape[1]}x{pixels.shape[2]}, data.shape={_plain(shape)} says "
+                f"{height}x{width}: correct data.shape, or use [{channels},null,null] where sizes vary"
+            )
+        target[i] = pixels
+    return images
+
+
+def _decode(data: bytes | None, size: int | None, where: Callable[[int], str], i: int) -> np.ndarray:
+    """One image as [C, H, W] uint8, a square where `size` is given; a palette counts as RGB, a bitmap as gray."""
+    from PIL import Image
+
+    if not data:
+        raise UserError(f"{where(i)}: no image bytes: export or download the file again with its images embedded")
+    try:
+        with Image.open(BytesIO(data)) as image:
+            mode = {"P": "RGB", "1": "L"}.get(image.mode, image.mode)
+            converted = image if mode == image.mode else image.convert(mode)
+            pixels = np.array(converted if size is None else _center_square(converted, size))
+    # PIL's decoders raise whatever their format's parser raises: OSError, SyntaxError, struct.error, zlib.error ...
+    except Exception as error:
+        raise UserError(
+            f"{where(i)}: the image does not decode ({first_line(error)}): download the file again or remove the image"
+        ) from error
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{where(i)}: the image has mode {mode}, not 8 bits a channel: convert it to L or RGB")
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _center_square(image: "Image", size: int) -> "Image":
+    """Short side to `size`, bilinear with antialiasing, long side cropped about its center.
+
+    By PIL, not by torch as for images of one size: torch starts its threads for every picture, which took tens of ms
+    each on busy cores against 0.2 ms.
+    """
+    from PIL.Image import Resampling
+
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image if (width, height) == image.size else image.resize((width, height), Resampling.BILINEAR)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _with_progress(items: Sequence[Any], title: str) -> Iterator[Any]:
+    """Pass the items on; a bar appears on a terminal once the loop has taken longer than a few seconds."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(title, total=len(items))
+    start = time.monotonic()
+    shown = False
+    try:
+        for i, item in enumerate(items):
+            yield item
+            if i % 256 == 0 and time.monotonic() - start > _SECONDS_BEFORE_BAR:
+                if not shown:
+                    bar.start()
+                    shown = True
+                bar.update(task, completed=i + 1)
+    finally:
+        if shown:
+            bar.stop()
+
+
+def first_line(error: BaseException) -> str:
+    """The type and the first line of a library's message: what fits into one line of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _plain(shape: Shape) -> str:
+    return "[" + ",".join("null" if side is None else str(side) for side in shape) + "]"

@@ -1,0 +1,102 @@
+"""The LightningModule: loss, step, metrics. It is given the net, the optimizer and what the net adds to the loss."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
+Penalty = Callable[[nn.Module], Tensor | None]
+
+
+def warmup_cosine(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float) -> LRScheduler:
+    """Linear warm-up over a fraction of the steps, then cosine decay to 0; a factor on each group's own rate."""
+    warmup = max(1, round(total_steps * warmup_fraction))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+class LitClassifier(LightningModule):
+    """Cross-entropy training of `net` with accuracy by torchmetrics.
+
+    Args:
+        net: images [N, C, H, W] -> logits [N, classes].
+        num_classes: of the data.
+        optimizer: parameter groups -> optimizer.
+        scheduler: (optimizer, total_steps=) -> scheduler stepped every batch, or None.
+        parameter_groups: net -> optimizer groups (LAC's parameters have a rate of their own).
+        penalty: net -> what is added to the training loss, or None.
+
+    Log keys: {train,val,test}/loss, {train,val,test}/acc (fraction in [0, 1]).
+
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        num_classes: int,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler] | None,
+        parameter_groups: ParameterGroups,
+        penalty: Penalty,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._parameter_groups, self._penalty = parameter_groups, penalty
+        self.accuracy = nn.ModuleDict(
+            {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.net(x)
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self.net(images)
+        loss = F.cross_entropy(logits, labels)
+        metric = self.accuracy[f"{stage}_acc"]
+        metric(logits, labels)
+        self.log(f"{stage}/loss", loss, prog_bar=stage == "train", batch_size=len(labels))
+        self.log(f"{stage}/acc", metric, on_step=False, on_epoch=True, prog_bar=stage != "test", batch_size=len(labels))
+        return loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the task loss plus the net's penalty."""
+        loss, penalty = self._step(batch, "train"), self._penalty(self.net)
+        return loss if penalty is None else loss + penalty
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log validation loss and accuracy."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log test loss and accuracy."""
+        self._step(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its per-step scheduler."""
+        optimizer = self._optimizer(self._parameter_groups(self.net))
+        if self._scheduler is None:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._scheduler(optimizer, total_steps=total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Step the scheduler; Lightning calls it after every batch."""
+        scheduler.step()

@@ -1,0 +1,99 @@
+"""What a run leaves behind: results.json, written whole or not at all, and the table at the end."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import octo_exp
+
+FILE = "results.json"
+_PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "wandb", "numpy")
+# What two runs of the same experiment may differ in.
+_PLACES = ("save_dir", "callbacks", "logger")
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Return eight hex digits that depend on every value of a resolved config."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _experiment(config: Mapping[str, Any]) -> str:
+    return fingerprint({k: v for k, v in config.items() if k not in _PLACES})
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the results in `folder` if they are those of the same configuration, else None."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = isinstance(content, dict) and _experiment(content.get("config", {})) == _experiment(config)
+    return content if same else None
+
+
+def versions() -> dict[str, str]:
+    """Return versions/<package> of what a number depends on, and the machine's kind."""
+    found = {"versions/octo-exp": octo_exp.__version__, "versions/python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[f"versions/{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write results.json through a temporary file, so that it is never half there."""
+    partial = folder / f".{FILE}.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / FILE)
+
+
+def say(message: str) -> None:
+    """Tell the user one line on stdout."""
+    Console(soft_wrap=True).print(message, highlight=False)
+
+
+def show(folder: Path, content: Mapping[str, Any]) -> None:
+    """Print the run's table: what it reached, what it cost, where it lies and how to view it."""
+    table = Table(title=f"{content['model']} on {content['data']}, quant={content['quant']}, seed {content['seed']}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for label, value in _lines(content):
+        table.add_row(label, value)
+    console = Console()
+    console.print(table)
+    console.print(f"results: {folder / FILE}", soft_wrap=True, highlight=False)
+    if (folder / "wandb").is_dir():
+        console.print(f"view:    wandb leet {folder / 'wandb'}", soft_wrap=True, highlight=False)
+
+
+def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def number(key: str, pattern: str) -> str:
+        value = content.get(key)
+        return "-" if value is None else pattern.format(value)
+
+    lines = [
+        ("test accuracy", number("test/acc", "{:.4f}")),
+        ("validation accuracy", number("val/acc", "{:.4f}")),
+        ("images/s in training", number("train/images_per_s", "{:,.0f}")),
+        ("saved for backward, MiB", number("memory/saved_for_backward_mib", "{:,.1f}")),
+        ("peak memory, MiB", number("memory/peak_mib", "{:,.0f}")),
+    ]
+    for key in content:
+        if key.endswith("/train_step_cycles"):
+            profile = key.split("/")[1]
+            parts = [number(f"cost/{profile}/{p}_cycles", "{:,}") for p in ("forward", "grad_input", "grad_weight")]
+            lines.append((f"cycles a step, {profile}", f"{content[key]:,}"))
+            lines.append(("  forward / grad_input / grad_weight", " / ".join(parts)))
+    if "cost/convention" in content:
+        lines.append(("  counted as", f"{content['cost/convention']}, {content['cost/grad_input_form']}"))
+    return [*lines, ("seconds", number("seconds", "{:.1f}"))]

@@ -1,0 +1,107 @@
+"""Weights between runs: find a run's checkpoint, start a net from it, and name final weights by a hash."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octo_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+
+
+def checkpoint_path(key: str, value: str) -> Path:
+    """A checkpoint file, or a run folder -> the checkpoint file; UserError naming `key` where there is none."""
+    path = Path(value).expanduser()
+    if path.is_dir():
+        found = [p for p in (path / CHECKPOINTS / LAST, path / LAST) if p.is_file()]
+        if not found:
+            raise UserError(f"{key}={value}: the folder holds no {CHECKPOINTS}/{LAST}; give a finished run's folder")
+        return found[0]
+    if not path.is_file():
+        raise UserError(f"{key}={value}: no such file or folder; give a run's folder or one of its checkpoints")
+    return path
+
+
+def net_state(path: Path, key: str) -> dict[str, Tensor]:
+    """Return the net's state dict of a checkpoint; UserError naming the file where it cannot be read."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{key}: {path} is not a readable checkpoint ({reason}); give another run") from error
+    if not state:
+        raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
+    return state
+
+
+def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[str]:
+    """Load another run's weights into `net`; return the parameters left as they are: the head, if classes differ.
+
+    Ranges of quantisers belong to the data they were seen on and are left out; compensations are taken where both
+    nets have them. UserError where anything but the head differs in shape or is missing.
+    """
+    own = net.state_dict()
+    head = _head(net)
+    loaded: dict[str, Tensor] = {}
+    fresh: list[str] = []
+    for name, value in own.items():
+        if "quantizer_" in name or ("compensator." in name and _unfit(state.get(name), value)):
+            continue
+        if name not in state:
+            raise UserError(
+                f"init_from: {where} has no {name!r}: it is another model; choose the model it was made with"
+            )
+        if not _unfit(state[name], value):
+            loaded[name] = state[name]
+        elif name.rpartition(".")[0] == head:
+            fresh.append(name)
+        else:
+            raise UserError(_misfit(name, state[name], value, where))
+    net.load_state_dict(loaded, strict=False)
+    if fresh:
+        log.warning("init_from: the classes differ, so the head (%s) starts anew", head)
+    return fresh
+
+
+def _misfit(name: str, theirs: Tensor, ours: Tensor, where: str) -> str:
+    channels = theirs.dim() == 4 and (theirs.shape[0], theirs.shape[2:]) == (ours.shape[0], ours.shape[2:])
+    remedy = "set data.channels to the source's" if channels else "it is another model: choose the one it was made with"
+    return f"init_from: {name!r} is {tuple(theirs.shape)} in {where} and {tuple(ours.shape)} here; {remedy}"
+
+
+def _unfit(theirs: Tensor | None, ours: Tensor) -> bool:
+    return theirs is None or theirs.shape != ours.shape
+
+
+def _head(net: nn.Module) -> str:
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return names[-1]
+
+
+def check_same_network(net: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """UserError where a checkpoint was not written by this configuration's network."""
+    own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    different = sorted(set(own.items()) ^ set(theirs.items()))
+    if different:
+        raise UserError(
+            f"ckpt: {where} was made by another model, scheme or data set: it differs in {different[0][0]!r}; "
+            "use the run's own model=, quant= and data="
+        )
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """SHA-256 over the names, shapes, types and bytes of the state dict, in the order of names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""One table of a sweep: `python -m sweeps.summary FOLDER`; with -m it also ends every `python train.py -m`."""
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+
+from octo_exp.cli import report_failures
+from octo_exp.errors import UserError
+from sweeps.runs import NAMES, SETTING, read_failures, read_runs
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+    from rich.table import Table
+
+Row = dict[str, Any]
+
+# Wide enough that nothing is cut where the output is a file or a pipe.
+_FILE_WIDTH = 1000
+
+
+def _decimals(places: int) -> Callable[[Any], str]:
+    return lambda value: f"{value:,.{places}f}"
+
+
+_METRICS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "test/acc": ("test/acc", _decimals(3)),
+    "val/acc": ("val/acc", _decimals(3)),
+    "memory/saved_for_backward_mib": ("saved for backward, MiB", _decimals(2)),
+    "memory/peak_mib": ("peak, MiB", _decimals(1)),
+    "train/images_per_s": ("images/s", _decimals(0)),
+    "seconds": ("seconds", _decimals(1)),
+}
+
+
+def summary_table(rows: Sequence[Row]) -> "Table":
+    """Returns one line a job: what tells the jobs apart, then accuracy, cycles of each profile, memory and speed."""
+    from rich.table import Table
+
+    table = Table(title=f"{len(rows)} job{'' if len(rows) == 1 else 's'}")
+    table.add_column("job")
+    names = _telling(rows)
+    for name in names:
+        table.add_column(name.removeprefix(SETTING), overflow="fold")
+    metrics = _metrics(rows)
+    for title, _ in metrics.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        told = [str(row["job"]), *(_text(row.get(name)) for name in names)]
+        measured = [show(row[key]) if _is_number(row.get(key)) else "-" for key, (_, show) in metrics.items()]
+        table.add_row(*told, *measured)
+    return table
+
+
+def transfer_tables(rows: Sequence[Row]) -> list["Table"]:
+    """Returns, for each model and scheme, test accuracy by source (rows) and target (columns), the mean over seeds.
+
+    The diagonal, source = target, was trained from nothing. Rows without a source are left out.
+    """
+    from rich.table import Table
+
+    moved = [row for row in rows if row.get("source") and _is_number(row.get("test/acc"))]
+    tables = []
+    for model, quant in _distinct((row.get("model"), row.get("quant")) for row in moved):
+        block = [row for row in moved if (row.get("model"), row.get("quant")) == (model, quant)]
+        targets = _distinct(row.get("data") for row in block)
+        table = Table(title=f"transfer, test/acc: {model}, {quant}", caption="source = target: from nothing")
+        table.add_column("source")
+        for target in targets:
+            table.add_column(f"-> {target}", justify="right")
+        for source in _distinct(row["source"] for row in block):
+            table.add_row(str(source), *(_mean_accuracy(block, source, target) for target in targets))
+        tables.append(table)
+    return tables
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Writes every key of every row, names first; UserError where `path` cannot be written."""
+    first = ["job", *NAMES]
+    keys = _distinct(key for row in rows for key in row)
+    fields = [key for key in first if key in keys] + sorted(set(keys) - set(first))
+    try:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fields)
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def report(folder: str | Path, console: "Console | None" = None) -> int:
+    """Prints the tables and the failures of a folder, writes summary.csv into it; returns how many jobs failed."""
+    root = Path(folder)
+    rows, failures = read_runs(root), read_failures(root)
+    console = console or _console()
+    if rows:
+        _print_tables(rows, root, console)
+    elif not failures:
+        _say(console, f"{root} holds no results.json: no job has finished there.")
+    for failure in failures:
+        settings = " ".join(map(str, failure.get("overrides", [])))
+        _say(console, f"failed: job {failure['job']} ({settings}): {failure.get('error')}", style="red")
+    return len(failures)
+
+
+def _print_tables(rows: Sequence[Row], root: Path, console: "Console") -> None:
+    console.print(summary_table(rows))
+    for table in transfer_tables(rows):
+        console.print(table)
+    write_csv(rows, root / "summary.csv")
+    _say(console, f"The runs lie in {root}, the table in {root / 'summary.csv'}.")
+    tracked = next((folder for folder in (root / row["job"] / "wandb" for row in rows) if folder.is_dir()), None)
+    if tracked is not None:
+        _say(console, f"W&B: `wandb leet {tracked}` shows a run here, `wandb sync` uploads it.")
+
+
+def _say(console: "Console", text: str, style: str | None = None) -> None:
+    """Prints text as it is: brackets in it are no markup."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class SummaryCallback(Callback):
+    """Ends a Hydra multirun with the table of its folder."""
+
+    def on_multirun_end(self, config: "DictConfig", **kwargs: Any) -> None:
+        """Reports on the sweep's folder; failed jobs count for the exit code."""
+        try:
+            failed = report(Path(str(config.hydra.sweep.dir)))
+        except UserError as error:
+            # Hydra would turn it into a warning.
+            sys.stderr.write(f"error: {error}\n")
+            failed = 1
+        report_failures(failed)
+
+
+def _telling(rows: Sequence[Row]) -> list[str]:
+    """Returns the names and settings that differ among the rows; where none does, the names alone."""
+    settings = _distinct(key for row in rows for key in row if key.startswith(SETTING))
+    varying = [name for name in (*NAMES, *settings) if len({_text(row.get(name)) for row in rows}) > 1]
+    return varying or [name for name in NAMES if any(row.get(name) is not None for row in rows)]
+
+
+def _metrics(rows: Sequence[Row]) -> dict[str, tuple[str, Callable[[Any], str]]]:
+    keys = _distinct(key for row in rows for key in row)
+    cycles = [key for key in keys if key.startswith("cost/") and key.endswith("/train_step_cycles")]
+    columns = {key: _METRICS[key] for key in ("test/acc", "val/acc")}
+    columns |= {key: (f"train step cycles, {key.split('/')[1]}", _decimals(0)) for key in cycles}
+    columns |= _METRICS
+    return {key: column for key, column in columns.items() if key in keys}
+
+
+def _mean_accuracy(rows: Sequence[Row], source: object, target: object) -> str:
+    found = [row["test/acc"] for row in rows if (row["source"], row.get("data")) == (source, target)]
+    if not found:
+        return "-"
+    mean = f"{statistics.fmean(found):.3f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.3f}"
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Reports on one folder; returns 1 where a job of it failed."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.summary", description="Prints the table of a sweep.")
+    parser.add_argument("folder", help="the folder of a sweep: multirun/DATE/TIME")
+    try:
+        return 1 if report(parser.parse_args(arguments).folder) else 0
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Compose the shipped configs in tests, and pick combinations from the config groups."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The names in a config group, from its folder."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str, save_dir: Path | None = None) -> DictConfig:
+    """The root config with overrides, without Hydra's own node."""
+    settings = [*overrides, f"save_dir={save_dir}" if save_dir else "save_dir=null"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=settings)
+    with open_dict(cfg):
+        cfg.trainer.enable_progress_bar = False
+    return cfg
+
+
+def pairwise(**groups: Sequence[str]) -> list[dict[str, str]]:
+    """A small set of combinations in which every pair of options of two groups occurs (greedy)."""
+    names = list(groups)
+    missing = {(a, x, b, y) for a, b in itertools.combinations(names, 2) for x in groups[a] for y in groups[b]}
+    everything = [dict(zip(names, values, strict=True)) for values in itertools.product(*groups.values())]
+
+    def pairs(combination: dict[str, str]) -> set[tuple[str, str, str, str]]:
+        return {(a, combination[a], b, combination[b]) for a, b in itertools.combinations(names, 2)}
+
+    chosen = []
+    while missing:
+        best = max(everything, key=lambda c: len(pairs(c) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen

@@ -1,0 +1,100 @@
+"""Who may import whom: the table of CONTRIBUTING.md, held by reading the imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "octo_exp"
+
+# room -> (rooms of octo_exp, third parties beside the standard library); `errors` is a leaf that every room may use.
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "kernels": (set(), {"torch"}),
+    "quant": ({"kernels"}, {"torch"}),
+    "nn": ({"kernels", "quant"}, {"torch"}),
+    "models": (set(), {"torch"}),
+    "data": (
+        set(),
+        {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
+    ),
+    "hw": (set(), {"numpy"}),
+    "trace": ({"nn", "hw"}, {"torch"}),
+    "lit": (set(), {"torch", "lightning", "torchmetrics"}),
+    "callbacks": ({"nn", "quant", "hw", "trace"}, {"torch", "lightning"}),
+    "weights": (set(), {"torch"}),
+    "results": (set(), {"rich"}),
+    "cli": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
+    "run": (
+        {"callbacks", "data", "hw", "kernels", "lit", "models", "nn", "quant", "results", "trace", "weights"},
+        {"hydra", "lightning", "omegaconf", "torch"},
+    ),
+}
+# Files with a dependency that their room does not have.
+EXTRA = {"kernels/triton_gemm.py": {"triton"}}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, `from octo_exp import x` as octo_exp.x."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "octo_exp" else {node.module}
+            )
+    return names
+
+
+def room_of(path: Path) -> str:
+    part = path.relative_to(PACKAGE).parts[0]
+    return part.removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows(path):
+    room = room_of(path)
+    rooms, parties = ROOMS[room]
+    parties = parties | EXTRA.get(str(path.relative_to(PACKAGE)), set())
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "octo_exp":
+            target = rest.split(".")[0]
+            allowed = rooms | {room, "errors", "__version__"}
+            assert not target or target in allowed, f"{room} must not import {name}"
+        elif top not in sys.stdlib_module_names:
+            assert top in parties, f"{room} must not import {name}"
+
+
+def test_the_table_has_no_cycle():
+    done: set[str] = set()
+    while len(done) < len(ROOMS):
+        ready = {room for room, (rooms, _) in ROOMS.items() if room not in done and rooms <= done}
+        assert ready, f"cycle among {set(ROOMS) - done}"
+        done |= ready
+
+
+def test_every_room_exists_and_is_in_contributing():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for room in ROOMS:
+        assert (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file(), f"no room {room}"
+        assert f"| {room} |" in text, f"CONTRIBUTING.md does not name the room {room}"
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, octo_exp; sys.exit(bool({'torch', 'lightning', 'wandb', 'hydra'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_nobody_prints():
+    for path in [*FILES, *sorted((ROOT / "sweeps").glob("*.py")), ROOT / "train.py"]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], f"{path} prints"

@@ -1,0 +1,26 @@
+"""Trains, evaluates and accounts for one network: `python train.py --help`."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from octo_exp import cli
+
+
+def _run(cfg: DictConfig) -> Any:
+    # Lightning and torch take seconds to import: only once the config is known to be right.
+    from octo_exp.run import run
+
+    return run(cfg)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> Any:
+    """Runs one job; Hydra calls it once per combination with -m."""
+    return cli.guarded(_run, cfg)
+
+
+if __name__ == "__main__":
+    cli.launch(main, config_dir=Path(__file__).parent / "conf")
