@@ -35,6 +35,8 @@ class Place:
     open: bool
     node: Any = None
     siblings: tuple[str, ...] = ()
+    # The part of the key that is null here, where that is why it leads nowhere.
+    null: str | None = None
 
 
 class KeyTree:
@@ -63,7 +65,9 @@ class KeyTree:
             child = _child(node, part)
             if child is None:
                 opened = node == {} or any(".".join(path[:length]) in _OPEN for length in range(depth + 1))
-                return Place(known=False, open=opened, siblings=tuple(map(str, node)) if isinstance(node, dict) else ())
+                siblings = tuple(map(str, node)) if isinstance(node, dict) else ()
+                null = ".".join(path[:depth]) if node is None else None
+                return Place(known=False, open=opened, siblings=siblings, null=null)
             node = child[0]
         return Place(known=True, open=node == {} or key in OPEN_MAPPINGS, node=node)
 
@@ -132,6 +136,10 @@ def _leaves(key: str, value: Any, tree: KeyTree) -> Iterator[tuple[str, Any]]:
 
 def _unknown_key(key: str, place: Place, tree: KeyTree, groups: list[str]) -> ConfigError:
     """Names the nearest key or group, else the keys beside it."""
+    if place.null is not None:
+        group = place.null.split(".")[0]
+        remedy = f"choose an option of {group} that sets it" if group in groups else f"write {place.null}=<value>"
+        return ConfigError(f"{key}: {place.null} is null here; {remedy}")
     names = [name for name in tree.names(hydra=key.startswith("hydra.")) if "._" not in name]
     beside = {name for name in place.siblings if not name.startswith("_")}
     if "." in key:

@@ -109,4 +109,4 @@ def conv2d_grad_weight(
         # A last row or column that no window reaches is dropped by im2col, as it is in the forward pass.
         product = matmul(gg.reshape(-1, gg.shape[3]).t(), columns)
         parts.append(product.reshape(gg.shape[3], *kernel, -1).permute(0, 3, 1, 2))
-    return torch.cat(parts, dim=0)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=0)

@@ -53,7 +53,10 @@ def _skipped(name: str, candidates: list[str], scheme: Scheme) -> bool:
 def _check_patterns(key: str, patterns: Iterable[str], candidates: list[str]) -> None:
     for pattern in patterns:
         if not fnmatch.filter(candidates, pattern):
-            raise UserError(f"{key}: {pattern!r} matches no layer; layers: {', '.join(candidates)}")
+            raise UserError(
+                f"{key}: {pattern!r} matches no layer; layers: {', '.join(candidates)}; names are written whole, as in "
+                "quant.skip=[features.0] or quant.overrides={features.*:{bits:4}}"
+            )
 
 
 def _needs_shapes(scheme: Scheme, names: list[str]) -> bool:

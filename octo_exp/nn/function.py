@@ -39,7 +39,7 @@ def compute_output(layer: "QuantLayer", x: Tensor, w: Tensor, xq: QTensor | None
     if xq.zero_point is None:
         return acc, scale, None
     # The cross term of the zero point: sum_k (q_x - z) q_w = acc - z * sum_k q_w; float64 keeps the integers exact.
-    sums = layer.op.row_sums(wq.values.flatten(1))
+    sums = layer.op.weight_sums(wq.values)
     return acc, scale, -(scale.double() * (xq.zero_point * sums)).float()
 
 

@@ -101,10 +101,10 @@ class QuantLayer(nn.Module):
         zero = torch.zeros((), device=self.weight.device)
         if xq is not None and xq.zero_point is not None:
             zero = xq.scale * xq.zero_point
-        sums = self.weight.flatten(1).sum(1)
+        sums = self.weight.sum(dim=tuple(range(1, self.weight.dim())))
         if wq is not None:
             # The value is that of the quantised weight, the gradient passes straight through.
-            sums = sums + (wq.dequantize().flatten(1).sum(1) - sums).detach()
+            sums = sums + (self.op.weight_sums(wq.values) * wq.scale.flatten() - sums).detach()
         return self.compensator.term(zero, sums)
 
     @property

@@ -21,6 +21,10 @@ class GemmOp:
 
     impl: str
 
+    def weight_sums(self, w: Tensor) -> Tensor:
+        """[O, ...] int8 -> [O] int64, exact: the sum of every output channel's codes."""
+        return self.row_sums(w.flatten(1) if w.dim() == 2 else w.permute(0, 2, 3, 1).flatten(1))
+
     def row_sums(self, t: Tensor) -> Tensor:
         """[M, K] int8 -> [M] int64, exact: a GEMM with ones is faster than a widening reduction."""
         ones = torch.ones((t.shape[1], 1), dtype=torch.int8, device=t.device)

@@ -40,6 +40,7 @@ UNKNOWN = {
     "-m model=lenet5,vgg1": "unknown model 'vgg1': did you mean 'vgg11'?",
     "-m model=choice(vgg1,lenet5)": "unknown model 'vgg1': did you mean 'vgg11'?",
     "-m model=simplecnn,vgg11 model.width=8": "unknown key 'model.width': known there: classes, dropout, name",
+    "ckpt.path=x": "ckpt.path: ckpt is null here; write ckpt=<value>",
     "-cn trian": "unknown config 'trian': did you mean 'train'?",
     "--help model=vgg1": "unknown model 'vgg1': did you mean 'vgg11'?",
     "--cfg job model=vgg1": "unknown model 'vgg1': did you mean 'vgg11'?",
