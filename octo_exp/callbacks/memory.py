@@ -1,7 +1,9 @@
 """Memory of a training step: what autograd keeps for the backward pass, by layer, and the peak of process or device."""
 
+import contextlib
 import csv
 import resource
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,19 @@ class MemoryCallback(Callback):
     """Measures one training step (the second batch, or the first of a one-batch epoch) and writes memory.csv.
 
     Results: memory/saved_for_backward_mib (MiB kept for the backward pass by that step), memory/peak_mib (the process's
-    largest resident set on a CPU, the largest allocation on a CUDA device, up to the end of the run).
+    largest resident set on a CPU, the largest allocation on a CUDA device, from the start of the run to its end).
     """
 
     def __init__(self) -> None:
         self.saved: dict[str, int] = {}
+        self._started = False
         self._context: SavedTensors | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin the peak anew before the first stage."""
+        if not self._started:
+            reset_peak()
+            self._started = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the count."""
@@ -99,8 +108,22 @@ class MemoryCallback(Callback):
         return {"memory/saved_for_backward_mib": total, "memory/peak_mib": peak_mib()}
 
 
+def reset_peak() -> None:
+    """Begin the peak anew, where the system can: each job of a sweep in one process has its own."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_mib() -> float:
-    """Return the peak so far: of the CUDA device if one was used, else of the process (Linux reports KiB)."""
+    """Return the peak since the reset: of the CUDA device if one was used, else the process's resident set."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / MIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    # Where there is no /proc, the largest since the process began; macOS counts bytes, others KiB.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024

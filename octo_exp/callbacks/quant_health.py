@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -18,12 +19,10 @@ def operand_health(t: Tensor, q: QTensor, q_min: int, q_max: int) -> dict[str, T
     """
     zero = 0 if q.zero_point is None else q.zero_point
     low, high = (q_min - zero - 0.5) * q.scale, (q_max - zero + 0.5) * q.scale
-    restored = q.dequantize()
-    norms = t.norm() * restored.norm()
-    # Dividing first keeps tiny gradients out of the subnormal range.
-    dot = (t / t.abs().max().clamp(min=1e-38) * (restored / restored.abs().max().clamp(min=1e-38))).sum()
-    peak = t.abs().max() * restored.abs().max()
-    cosine = torch.where(norms > 0, dot * (peak / norms.clamp(min=1e-38)), torch.ones_like(norms))
+    # Divided by their peaks first: squares of tiny or huge gradients would leave float32.
+    unit = [v.flatten() / v.abs().max().clamp(min=1e-38) for v in (t, q.dequantize())]
+    cosine = F.cosine_similarity(*unit, dim=0)
+    cosine = torch.where(unit[0].any() | unit[1].any(), cosine, torch.ones_like(cosine))
     return {
         "clipped": ((t < low) | (t > high)).float().mean(),
         "saturated": ((q.values == q_min) | (q.values == q_max)).float().mean(),

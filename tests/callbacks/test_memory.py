@@ -1,0 +1,37 @@
+import torch
+from torch import nn
+
+from octo_exp.callbacks.memory import SavedTensors, peak_mib, reset_peak
+
+
+def test_saved_bytes_are_counted_once_and_to_the_module_that_saved_them():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(5, 4)
+    with SavedTensors(net) as counter:
+        loss = net(x).square().sum()
+    # Linear saves its input (5*4 floats); ReLU its result (5*8), which the next Linear's input shares; the square saves
+    # the net's output (5*2). Weights count nothing.
+    assert counter.bytes_by_layer == {"0": 5 * 4 * 4, "1": 5 * 8 * 4, "(loss)": 5 * 2 * 4}
+    loss.backward()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_nested_modules_take_their_own_share():
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid())
+    net = nn.ModuleDict({"body": inner})
+    net.forward = lambda t: inner(t) * 2
+    with SavedTensors(net) as counter:
+        net.forward(torch.randn(3, 4)).sum()
+    assert counter.bytes_by_layer == {"body.0": 48, "body.1": 48}
+
+
+def test_the_peak_starts_anew_with_each_run():
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    high = peak_mib()
+    del block
+    reset_peak()
+    low = peak_mib()
+    assert low <= high - 50
+    again = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert peak_mib() >= low + 50
+    del again
