@@ -25,7 +25,8 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def _experiment(config: Mapping[str, Any]) -> str:
+def experiment(config: Mapping[str, Any]) -> str:
+    """Return the fingerprint of what a run computes: its config without folders, callbacks and loggers."""
     return fingerprint({k: v for k, v in config.items() if k not in _PLACES})
 
 
@@ -35,7 +36,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(content, dict) and _experiment(content.get("config", {})) == _experiment(config)
+    same = isinstance(content, dict) and experiment(content.get("config", {})) == experiment(config)
     return content if same else None
 
 

@@ -28,10 +28,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "weights": (set(), {"torch"}),
     "results": (set(), {"rich"}),
     "cli": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
-    "run": (
-        {"callbacks", "data", "hw", "kernels", "lit", "models", "nn", "quant", "results", "trace", "weights"},
+    "build": (
+        {"callbacks", "data", "hw", "kernels", "lit", "models", "nn", "quant", "weights"},
         {"hydra", "lightning", "omegaconf", "torch"},
     ),
+    "run": ({"build", "results", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
 }
 # Files with a dependency that their room does not have.
 EXTRA = {"kernels/triton_gemm.py": {"triton"}}

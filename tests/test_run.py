@@ -152,15 +152,15 @@ def test_start_from_another_runs_weights(octo, tmp_path):
 def test_the_head_starts_anew_where_the_classes_differ(octo, tmp_path, monkeypatch):
     import octo_exp.run as module
 
-    build = module._build
+    build = module.build_module
     taken = {}
 
     def keep(cfg, datamodule):
         built = build(cfg, datamodule)
-        taken["state"] = {k: v.clone() for k, v in built[0].net.state_dict().items()}
+        taken["state"] = {k: v.clone() for k, v in built.module.net.state_dict().items()}
         return built
 
-    monkeypatch.setattr(module, "_build", keep)
+    monkeypatch.setattr(module, "build_module", keep)
     images = tmp_path / "data" / "five"
     make_image_folder(images, classes=5)
     go(
