@@ -1,5 +1,6 @@
 """What a run leaves behind: results.json, written whole or not at all, and the table at the end."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -41,14 +42,17 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Return versions/<package> of what a number depends on, and the machine's kind."""
-    found = {"versions/octo-exp": octo_exp.__version__, "versions/python": platform.python_version()}
+    """Return package -> version of what a number depends on."""
+    found = {"octo-exp": octo_exp.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[f"versions/{package}"] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def machine() -> str:
+    """Return the machine's kind: system, processor family, cores."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:

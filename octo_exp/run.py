@@ -173,5 +173,6 @@ def _facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "weights_sha256": weights_sha256(built.module.net),
         "init_from": cfg.init_from,
-        **results.versions(),
+        "versions": results.versions(),
+        "machine": results.machine(),
     }
