@@ -67,10 +67,11 @@ def _quiet() -> Iterator[None]:
 def _source_run(cfg: DictConfig) -> Path | None:
     """Train the transfer's source once per configuration, beside the runs that share it; return its folder.
 
-    None without a source, and where source and target are the same data set: that run starts from nothing.
+    None without a source, where source and target are the same data set (that run starts from nothing), and where a
+    checkpoint is given: its weights have been through the transfer.
     """
     source = cfg.get("source")
-    if source is None or source.name == cfg.data.name:
+    if source is None or source.name == cfg.data.name or cfg.ckpt is not None:
         return None
     copy = replaced(cfg, data=source, source=None, init_from=None, train=True)
     mark = results.experiment(resolved(copy))

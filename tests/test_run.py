@@ -1,11 +1,12 @@
 """The whole life of a run: folder, repeat, resume, evaluate, start from another, and a user's mistakes."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -106,6 +107,11 @@ def test_same_seed_same_weights_and_another_seed_others(octo, tmp_path):
     assert other["weights_sha256"] != octo[1]["weights_sha256"]
 
 
+def test_the_seed_reaches_the_first_weights(tmp_path):
+    still = (*SMALL, "quant=fp32", "optim.optimizer.lr=0.0")
+    assert len({go(tmp_path / s, *still, f"seed={s}")["weights_sha256"] for s in ("0", "1")}) == 2
+
+
 def test_a_finished_run_is_not_run_again(octo, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(octo[0], folder)
@@ -133,6 +139,9 @@ def test_resume_is_bit_identical_to_a_run_that_never_stopped(tmp_path):
     assert first["weights_sha256"] != whole["weights_sha256"]
     resumed = go(tmp_path / "rest", *RANDOM, f"ckpt={tmp_path / 'part'}")
     assert resumed["epochs"] == whole["epochs"] == 3
+    # It went on: a run that began anew would end with the same weights.
+    with (tmp_path / "rest" / "metrics.csv").open() as file:
+        assert "0" not in {row["epoch"] for row in csv.DictReader(file)}
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert resumed["test/acc"] == whole["test/acc"]
 
@@ -206,6 +215,36 @@ def test_transfer_trains_its_source_once(tmp_path):
     alone = go(tmp_path / "3", *SMALL, "data@source=digits")
     assert alone["init_from"] is None
     assert alone["weights_sha256"] != first["weights_sha256"]
+
+
+def test_a_transfer_is_evaluated_from_its_own_checkpoint(tmp_path):
+    pair = ("data@source=digits", "source.limit_train=100", "source.epochs=1", "source.name=digits_source")
+    trained = go(tmp_path / "0", *SMALL, *pair)
+    evaluated = go(tmp_path / "1", *SMALL, *pair, "train=false", f"ckpt={tmp_path / '0'}")
+    assert evaluated["test/acc"] == trained["test/acc"]
+    assert evaluated["source"] == "digits_source"
+    assert len(list((tmp_path / "_sources").iterdir())) == 1
+
+
+class Draws(Callback):
+    """Keeps the first random number of every batch."""
+
+    seen: ClassVar[list[float]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(torch.rand(1).item())
+
+
+def test_randomness_is_keyed_by_batch_and_seed(tmp_path):
+    spy = {"callbacks": {"draws": {"_target_": f"{__name__}.Draws"}}}
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        Draws.seen.clear()
+        go(tmp_path / name, *SMALL, "trainer.accumulate_grad_batches=2", "data.batch_size=50", f"seed={seed}", **spy)
+        drawn.append(tuple(Draws.seen))
+    assert len(set(drawn[0])) == len(drawn[0]) >= 4
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
 
 
 def test_a_loss_that_is_not_finite_names_the_layer_and_keeps_the_checkpoint(tmp_path):

@@ -95,6 +95,12 @@ class MemoryCallback(Callback):
             self._context = None
             self._write(Path(trainer.default_root_dir) / "memory.csv")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the count of a step that broke off: the next job of the process would go on with its hooks."""
+        if self._context is not None:
+            self._context.__exit__(None, None, None)
+            self._context = None
+
     def _write(self, path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -13,14 +13,17 @@ from octo_exp.quant.rounding import Clock, keyed_seed
 
 
 class StepClock(Callback):
-    """Keys everything random in a step (stochastic rounding, dropout) by (seed, step), so a resumed run repeats it."""
+    """Keys everything random in a step (stochastic rounding, dropout) by (seed, step), so a resumed run repeats it.
+
+    A step here is a batch, counted over the whole run: the batches of one accumulated step draw different noise.
+    """
 
     def __init__(self, *, clock: Clock) -> None:
         self.clock = clock
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the clock's step and torch's global generators."""
-        self.clock.step = trainer.global_step
+        self.clock.step = trainer.fit_loop.total_batch_idx
         torch.manual_seed(keyed_seed(self.clock.seed, "step", self.clock.step))
 
 
@@ -36,7 +39,11 @@ class Throughput(Callback):
         self._since = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock again after validation."""
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock again: validation may come in mid-epoch."""
         self._since = time.perf_counter()
 
     def on_train_batch_end(

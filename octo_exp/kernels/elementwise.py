@@ -41,7 +41,7 @@ def quantize(
     out = torch.empty_like(t, dtype=torch.int8)
     flat_t, flat_out = _dense_flat(t), _dense_flat(out)
     options = {"low": low, "high": high, "noise": noise}
-    blocked = t.device.type == "cpu" and t.numel() > BLOCK and scale.numel() == 1
+    blocked = t.device.type == "cpu" and t.numel() > BLOCK and scale.dim() == 0
     if not blocked or flat_t is None or flat_out is None:
         _round_into(out, t, scale, zero_point, q_min, q_max, options)
         return out

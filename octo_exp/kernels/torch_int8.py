@@ -34,9 +34,17 @@ def int_mm_is_exact(device_type: str) -> bool:
     return True
 
 
+def _plain(t: Tensor) -> Tensor:
+    """Return t with a fresh matrix's strides where a dimension is 1: oneDNN misreads any other, and returns garbage.
+
+    `contiguous` alone keeps them, for the stride of such a dimension means nothing to it.
+    """
+    return t.contiguous().as_strided(t.shape, (t.shape[1], 1)) if 1 in t.shape else t
+
+
 def _int_mm(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type != "cuda":
-        return torch._int_mm(a, b)
+        return torch._int_mm(_plain(a), _plain(b))
     # cuBLASLt wants M > 16 and K, N multiples of 8; zeros change no sum.
     m, k, n = a.shape[0], a.shape[1], b.shape[1]
     pad_m, pad_k, pad_n = max(0, 17 - m), -k % 8, -n % 8

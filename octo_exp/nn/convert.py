@@ -21,8 +21,11 @@ def convert(
 
     `scheme.skip` names layers that stay float: `first` and `last` (in order of definition) or name patterns.
     `input_shape` (C, H, W) is needed where the compensation has parameters per output element. A float scheme swaps
-    nothing. Raises UserError where a scheme, a skip or an override matches no layer.
+    nothing. A layer that stands under several names is swapped under each. Raises UserError where a scheme, a skip or
+    an override matches no layer, ValueError where the net is itself one layer.
     """
+    if type(net) in CONVERTERS:
+        raise ValueError("convert swaps layers within a net: wrap a single layer in nn.Sequential")
     if scheme.is_float:
         return ()
     candidates = [name for name, module in net.named_modules() if type(module) in CONVERTERS]
@@ -40,8 +43,10 @@ def convert(
         layer = CONVERTERS[type(module)].from_float(  # type: ignore[attr-defined]
             module, name=name, scheme=scheme.for_layer(name), impl=impl, clock=clock, output_shape=shapes.get(name)
         )
-        parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, layer)
+        # A shared layer has several names; one left float would train beside the quantised one, unseen.
+        for alias in [n for n, m in net.named_modules(remove_duplicate=False) if m is module]:
+            parent, _, child = alias.rpartition(".")
+            setattr(net.get_submodule(parent), child, layer)
     return tuple(chosen)
 
 

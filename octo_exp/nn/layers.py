@@ -40,6 +40,9 @@ class QuantLayer(nn.Module):
         # grad_input quantises g times the weight's per-channel scale: another tensor, so another state.
         scaled = scheme.w is not None and scheme.w.granularity == "channel" and self.quantizer_g is not None
         self.quantizer_g_scaled = self._quantizer("g", stored=False, **common) if scaled else None
+        if self.quantizer_g_scaled is not None:
+            # Another tensor, so another key of its noise.
+            self.quantizer_g_scaled.operand = "g_scaled"
         self.compensator = self._compensator(output_shape)
 
     def _quantizer(self, operand: str, *, layer: str, clock: Clock, stored: bool) -> Quantizer | None:

@@ -28,8 +28,9 @@ def ratio_bounds(low: Tensor, high: Tensor, coefficient: float) -> tuple[Tensor,
 def gaussian_bounds(t: Tensor, low: Tensor, high: Tensor, z: float) -> tuple[Tensor, Tensor]:
     """(mean - z*sigma, mean + z*sigma), kept within [low, high] and each on its own side of 0."""
     mean, sigma = t.mean(), t.std(correction=0)
-    lower = torch.maximum(torch.clamp(mean - z * sigma, max=0.0), low)
-    upper = torch.minimum(torch.clamp(mean + z * sigma, min=0.0), high)
+    # Both ends of the range hold for both bounds: the mean of a constant tensor may round past them.
+    lower = torch.clamp(mean - z * sigma, max=0.0).clamp(low, high)
+    upper = torch.clamp(mean + z * sigma, min=0.0).clamp(low, high)
     return lower, upper
 
 

@@ -46,6 +46,8 @@ class OperandSpec:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.granularity == "channel" and not self.symmetric:
             raise UserError("granularity=channel needs symmetric=true: a zero point a channel has no integer GEMM")
+        if self.granularity == "channel" and self.range == "hindsight":
+            raise UserError("granularity=channel needs range=dynamic: the moving average is one range a tensor")
 
 
 class Quantizer(nn.Module):
@@ -99,7 +101,7 @@ class Quantizer(nn.Module):
     @property
     def may_clip(self) -> bool:
         """Whether the range in use can be narrower than the tensor: then the straight-through gradient needs a mask."""
-        return self.tracks and (not self.training or self.spec.range == "hindsight")
+        return (self.stored and not self.training) or self.spec.range == "hindsight"
 
     def inside(self, t: Tensor, q: QTensor) -> Tensor:
         """Bool mask of t's elements within the range that produced q: the gradient passes there."""
@@ -110,15 +112,15 @@ class Quantizer(nn.Module):
 
     def _range(self, t: Tensor) -> tuple[Tensor, Tensor]:
         statistics = Statistics(self.low, self.high, self.count)
-        if self.tracks and not self.training:
-            if self.stored and not bool(self.count > 0):
+        if self.stored and not self.training:
+            if not bool(self.count > 0):
                 raise UserError(
                     f"layer {self.layer!r} has no stored range for operand {self.operand}: train it for at least one "
                     "step, or load a checkpoint of a quantised run"
                 )
             return self.low, self.high
         low, high = tensor_range(t.detach(), self.channel_dim)
-        if not self.tracks:
+        if not self.tracks or not self.training:
             return low, high
         first = not bool(self.count > 0)
         used = (low, high) if first or self.spec.range == "dynamic" else (self.low.clone(), self.high.clone())

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
-from octo_exp.callbacks.memory import SavedTensors, peak_mib, reset_peak
+from octo_exp.callbacks.memory import MemoryCallback, SavedTensors, peak_mib, reset_peak
 
 
 def test_saved_bytes_are_counted_once_and_to_the_module_that_saved_them():
@@ -23,6 +25,32 @@ def test_nested_modules_take_their_own_share():
     with SavedTensors(net) as counter:
         net.forward(torch.randn(3, 4)).sum()
     assert counter.bytes_by_layer == {"body.0": 48, "body.1": 48}
+
+
+def test_the_second_batch_is_measured_up_to_its_backward_pass(tmp_path):
+    net, callback = nn.Linear(4, 8), MemoryCallback()
+    trainer = SimpleNamespace(num_training_batches=3, default_root_dir=str(tmp_path))
+    for batch, rows in enumerate((5, 7, 9)):
+        callback.on_train_batch_start(trainer, SimpleNamespace(net=net), None, batch)
+        loss = net(torch.randn(rows, 4)).sum()
+        callback.on_before_backward(trainer, None, loss)
+        net(torch.randn(100, 4)).sum().backward()
+    assert callback.saved == {"(net)": 7 * 4 * 4}
+    assert (tmp_path / "memory.csv").read_text().splitlines()[1:] == ["(net),112"]
+    assert not net._forward_hooks
+
+
+def test_a_step_that_breaks_off_leaves_nothing_behind(tmp_path):
+    net, callback = nn.Linear(4, 8), MemoryCallback()
+    trainer = SimpleNamespace(num_training_batches=3, default_root_dir=str(tmp_path))
+    callback.on_train_batch_start(trainer, SimpleNamespace(net=net), None, 0)
+    assert callback._context is None
+    callback.on_train_batch_start(trainer, SimpleNamespace(net=net), None, 1)
+    counter = callback._context
+    callback.on_exception(trainer, None, RuntimeError())
+    net(torch.randn(5, 4)).square().sum()
+    assert not counter.bytes_by_layer
+    assert not net._forward_hooks
 
 
 def test_the_peak_starts_anew_with_each_run():

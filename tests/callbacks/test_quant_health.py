@@ -1,8 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
-from octo_exp.callbacks.quant_health import operand_health
+from octo_exp.callbacks.quant_health import QuantHealth, operand_health
+from octo_exp.nn.convert import convert
 from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.rounding import Clock
+from tests.nn.helpers import scheme
 
 
 def test_health_of_a_clipped_tensor():
@@ -27,3 +33,26 @@ def test_zero_tensors_are_healthy():
     health = operand_health(torch.zeros(5), q, -127, 127)
     assert health["cosine"] == 1.0
     assert health["clipped"] == health["saturated"] == 0.0
+
+
+def test_the_probe_opens_on_its_steps_closes_after_them_and_keeps_the_worst():
+    net = nn.Sequential(nn.Linear(4, 4))
+    convert(net, scheme("int8"), impl="torch", clock=Clock())
+    logged, callback = {}, QuantHealth(every_n_steps=2)
+    logger = SimpleNamespace(log_metrics=lambda numbers, step: logged.update({step: numbers}))
+    module = SimpleNamespace(net=net)
+    callback.on_train_start(None, module)
+    assert callback.results == {}
+    for step in range(3):
+        trainer = SimpleNamespace(global_step=step, loggers=[logger])
+        callback.on_train_batch_start(trainer, module, None, step)
+        assert (net[0].observer is not None) == (step % 2 == 0)
+        net(torch.randn(3, 4)).square().sum().backward()
+        callback.on_train_batch_end(trainer, module, None, None, step)
+        assert net[0].observer is None
+    assert list(logged) == [0, 2]
+    keys = {f"quant/0/{operand}_{key}" for operand in "xwg" for key in ("clipped", "saturated", "cosine")}
+    assert all(set(numbers) == keys for numbers in logged.values())
+    cosines = [numbers["quant/0/g_cosine"] for numbers in logged.values()]
+    assert cosines[0] != cosines[1]
+    assert callback.results == {"quant/min_g_cosine": min(cosines), "quant/min_g_cosine_layer": "0"}

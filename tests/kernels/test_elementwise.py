@@ -19,6 +19,23 @@ def test_blocks_change_nothing(monkeypatch):
             assert whole.dtype == torch.int8
 
 
+def test_values_are_clipped_before_they_are_rounded():
+    t, scale, zero = torch.linspace(-3, 3, 101), torch.tensor(0.02), torch.tensor(3.0)
+    low, high = torch.tensor(-1.0), torch.tensor(2.0)
+    for noise in (None, torch.rand(101)):
+        clipped = quantize(t, scale, zero, q_min=-128, q_max=127, low=low, high=high, noise=noise)
+        expected = quantize(t.clamp(-1.0, 2.0), scale, zero, q_min=-128, q_max=127, noise=noise)
+        assert torch.equal(clipped, expected)
+    assert int(clipped.min()) in (-47, -46)
+
+
+def test_one_channels_scale_may_have_the_tensors_dimensions(monkeypatch):
+    monkeypatch.setattr(elementwise, "BLOCK", 16)
+    t, scale, zero = torch.randn(1, 70), torch.full((1, 1), 0.02), torch.tensor(0.0)
+    out = quantize(t, scale, zero, q_min=-127, q_max=127)
+    assert torch.equal(out, quantize(t, scale[0, 0], zero, q_min=-127, q_max=127))
+
+
 def test_nearest_even_and_saturation():
     t = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0])
     q = quantize(t, torch.tensor(1.0), torch.tensor(0.0), q_min=-127, q_max=127)

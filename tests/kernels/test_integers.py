@@ -28,6 +28,18 @@ def test_matmul_equals_the_oracle(impl, m, k, n):
         assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 7, 5), (5, 7, 1), (5, 1, 7), (1, 7, 1), (1, 1, 1)])
+def test_a_dimension_of_size_one_may_have_any_stride(impl, m, k, n):
+    # [M, 1].t() is [1, M] with strides (1, 1): grad_weight of a layer with one output. oneDNN returned garbage.
+    a, b = codes(m, k), codes(k, n, seed=1)
+    expected = api.int8_matmul(a, b, impl="reference")
+    for odd in (1, 3):
+        left = a.as_strided(a.shape, (odd if m == 1 else k, odd if k == 1 else 1))
+        right = b.as_strided(b.shape, (odd if k == 1 else n, odd if n == 1 else 1))
+        assert torch.equal(api.int8_matmul(left, right, impl=impl), expected)
+
+
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 @pytest.mark.parametrize("pair", [(127, 127), (-127, 127), (-128, -127), (-128, 127), (-128, -128)])
 def test_extreme_codes_with_k_4608_are_exact(impl, pair):
@@ -48,6 +60,13 @@ def test_sums_past_int32_are_split(impl, pair):
     assert torch.equal(out, torch.full((2, 3), k * pair[0] * pair[1]))
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_depthwise_sums_past_int32_are_exact(impl):
+    x = torch.full((1, 2, 363, 363), -128, dtype=torch.int8)
+    out = api.int8_conv2d_grad_weight(x, x, (1, 1), ConvGeometry(groups=2), impl=impl)
+    assert out.flatten().tolist() == [363 * 363 * 128 * 128] * 2
+
+
 def test_without_the_split_the_sum_wraps(monkeypatch):
     monkeypatch.setattr(api, "MAX_K", 2**31)
     a = torch.full((1, 262_144), -128, dtype=torch.int8)
@@ -66,6 +85,9 @@ def test_inexact_int_mm_is_replaced_by_an_exact_product(monkeypatch):
         assert not torch_int8.int_mm_is_exact("cpu")
         a, b = codes(9, 3000), codes(3000, 5, seed=1)
         assert torch.equal(torch_int8.matmul(a, b).long(), (a.long() @ b.long()))
+        # An odd sum past 2^24, which one float32 could not hold.
+        top = torch.full((1, 3001), 127, dtype=torch.int8)
+        assert torch_int8.matmul(top, top.t()).item() == 3001 * 127 * 127
     finally:
         monkeypatch.undo()
         torch_int8.int_mm_is_exact.cache_clear()
@@ -82,6 +104,10 @@ CONVS = [
     (6, 4, (3, 3), (7, 7), ConvGeometry(groups=2, padding=(1, 1))),
     (4, 4, (3, 3), (7, 6), ConvGeometry(groups=4, padding=(1, 1), stride=(2, 2))),
     (3, 6, (3, 3), (7, 7), ConvGeometry(groups=3, dilation=(2, 2), padding=(2, 2))),
+    (4, 8, (3, 3), (9, 8), ConvGeometry(groups=4, stride=(2, 1), dilation=(1, 2), padding=(1, 2))),
+    (3, 1, (3, 3), (7, 7), ConvGeometry(padding=(1, 1))),
+    (4, 2, (3, 3), (7, 7), ConvGeometry(groups=2)),
+    (1, 3, (1, 1), (5, 5), ConvGeometry()),
     (2, 3, (1, 1), (5, 5), ConvGeometry(stride=(2, 2))),
     (2, 3, (1, 1), (4, 4), ConvGeometry(padding=(2, 2))),
     (2, 3, (2, 2), (5, 5), ConvGeometry(stride=(4, 4), padding=(3, 3))),

@@ -55,6 +55,19 @@ def test_float_schemes_convert_nothing(name):
     assert converted(net(), scheme(name)) == ()
 
 
+def test_a_shared_layer_is_swapped_under_every_name():
+    model = nn.Sequential(OrderedDict(a=nn.Linear(4, 4), relu=nn.ReLU(), b=nn.Linear(4, 4)))
+    model.b = model.a
+    assert converted(model, with_skip("int8")) == ("a",)
+    assert model.a is model.b
+    assert isinstance(model.b, QuantLinear)
+
+
+def test_a_single_layer_is_refused():
+    with pytest.raises(ValueError, match=r"nn\.Sequential"):
+        converted(nn.Linear(2, 2), with_skip("int8"))
+
+
 def test_a_scheme_that_matches_nothing_raises():
     with pytest.raises(UserError, match="matches no layer"):
         converted(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), with_skip("int8", "first", "last"))
@@ -74,6 +87,7 @@ def test_overrides_change_what_they_name():
     overrides = "{conv2: {bits: 4, grad_weight: bf16}, *: {x: {range: hindsight}}}"
     converted(model, with_skip("octo", "first", overrides=overrides))
     assert model.conv2.scheme.x.bits == model.conv2.scheme.g.bits == 4
+    assert model.conv2.scheme.bits == 4
     assert model.conv2.scheme.grad_weight == "bf16"
     assert model.conv2.scheme.x.range == model.fc1.scheme.x.range == "hindsight"
     assert model.fc2.scheme.x.bits == 8

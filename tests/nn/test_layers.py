@@ -20,6 +20,7 @@ CASES = [
     nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2),
     nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False),
     nn.Conv2d(3, 6, 5, padding="same"),
+    nn.Conv2d(3, 1, 3, padding=1),
     nn.Linear(12, 7),
 ]
 
@@ -208,6 +209,14 @@ def test_saved_for_backward_is_int8_and_scales():
     assert not [v for v in vars(node).values() if isinstance(v, torch.Tensor)]
 
 
+def test_a_bf16_role_saves_bf16():
+    layer = quantized(nn.Conv2d(8, 8, 3), scheme("int8", grad_weight="bf16"))
+    saved, x = [], inputs(layer)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(x)
+    assert [t.dtype for t in saved if t.shape == x.shape] == [torch.bfloat16]
+
+
 def test_frozen_and_first_layers_save_and_compute_nothing_for_the_missing_role(monkeypatch):
     calls = []
     monkeypatch.setattr(api, "int8_conv2d_grad_input", lambda *a, **k: calls.append("grad_input"))
@@ -302,6 +311,42 @@ def test_hindsight_gradient_passes_inside_the_range_only():
     assert x.grad[0, 0] == 0
     assert x.grad[0, 2] == 0
     assert (x.grad[0, [1, 3]] != 0).all()
+
+
+def test_clipping_narrows_the_gradients_alone():
+    layer = quantized(nn.Linear(8, 4), scheme("prc", clip__coefficient=0.5, w__granularity="channel"))
+    shares = {}
+    layer.observer = lambda layer, operand, t, q: shares.update({operand: float(q.scale.max() * 127 / t.abs().max())})
+    x = torch.randn(3, 8, requires_grad=True)
+    y = layer(x)
+    y.backward(torch.randn_like(y))
+    assert shares == pytest.approx({"x": 1.0, "w": 1.0, "g": 0.5, "g_scaled": 0.5})
+
+
+def test_the_gradient_of_a_float_product_passes_everywhere():
+    layer = quantized(nn.Linear(4, 3), scheme("int8", output="fp32", x__range="hindsight", x__momentum=0.0))
+    layer(torch.tensor([[-1.0, 1.0, 0.5, 0.0]]))
+    x = torch.tensor([[-5.0, 0.9, 5.0, 0.1]], requires_grad=True)
+    layer(x).sum().backward()
+    assert (x.grad != 0).all()
+
+
+@pytest.mark.parametrize(("granularity", "operands"), [("tensor", ["g"]), ("channel", ["g", "g_scaled"])])
+def test_the_gradient_is_quantized_once_where_both_roles_can_share_it(granularity, operands):
+    layer = quantized(nn.Linear(8, 4), scheme("int8", g__range="hindsight", w__granularity=granularity))
+    seen = []
+    layer.observer = lambda layer, operand, t, q: seen.append(operand)
+    x = torch.randn(3, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert seen == ["x", "w", *operands]
+    # Each has its own state, which moves once a step.
+    assert all(int(layer.quantizer_of(operand).count) == 1 for operand in operands)
+
+
+def test_the_two_quantized_gradients_draw_their_own_noise():
+    layer = quantized(nn.Linear(64, 32), scheme("int8", g__rounding="stochastic", w__granularity="channel"))
+    g = torch.randn(16, 32)
+    assert not torch.equal(layer.quantizer_g(g).values, layer.quantizer_g_scaled(g).values)
 
 
 def test_noise_is_keyed_by_step_and_layer():

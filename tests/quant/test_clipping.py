@@ -1,5 +1,7 @@
 """Acceptance check 10, and what PRC's learned form promises."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from octo_exp.errors import UserError
 from octo_exp.quant.clipping import FORMS, Clipping, gaussian_bounds, range_log_gradient, ratio_bounds
+from octo_exp.quant.quantizer import OperandSpec, Quantizer
+from octo_exp.quant.rounding import Clock
 
 
 def clipping(**changes) -> Clipping:
@@ -48,6 +52,13 @@ def test_zero_and_constant_tensors_are_safe(form, t):
     out = clip(spec, t)
     assert torch.isfinite(out).all()
     assert torch.equal(out, t)
+
+
+def test_a_mean_that_rounds_past_the_range_does_not_leave_it():
+    for t in (torch.full((3,), 742.3363037109375), torch.full((3,), -742.3363037109375)):
+        assert t.mean() != t[0]
+        lower, upper = gaussian_bounds(t, *torch.aminmax(t), 0.25)
+        assert torch.equal(torch.clamp(t, lower, upper), t)
 
 
 def test_coefficient_one_is_the_identity():
@@ -109,6 +120,45 @@ def test_learned_range_lowers_the_quantization_error(heavy, shrinks):
         assert sum(errors[-20:]) < 0.8 * sum(errors[:20])
     else:
         assert rho > 0.85
+
+
+def gradient_quantizer(spec: Clipping, **changes) -> Quantizer:
+    values = {"bits": 8, "symmetric": True, "granularity": "tensor", "rounding": "nearest", "range": "dynamic"}
+    operand = OperandSpec(**({**values, "momentum": 0.9} | changes))
+    return Quantizer(operand, operand="g", layer="l", clock=Clock(), stored=False, clip=spec)
+
+
+def test_the_narrow_side_is_clipped_too():
+    # One scale serves both sides, so the codes' own ends cut the wide side alone.
+    q = gradient_quantizer(clipping(coefficient=0.5))(torch.tensor([-1.0, -0.2, 10.0]))
+    assert float(q.scale) == pytest.approx(5 / 127)
+    assert q.values.tolist() == [round(-0.5 / 5 * 127), round(-0.2 / 5 * 127), 127]
+
+
+def test_the_range_is_learned_in_training_only():
+    q = gradient_quantizer(clipping(form="learned", learning_rate=0.1), bits=4)
+    t = torch.randn(500)
+    q(t)
+    assert q.clipper.last_max == t.abs().max()
+    assert q.clipper.log_rho < 0
+    before = {k: v.clone() for k, v in q.eval().state_dict().items()}
+    q(2 * t)
+    assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items())
+
+
+def test_the_learned_range_is_a_share_of_the_last_steps_maximum():
+    clipper = clipping(form="learned", rho_init=0.5, learning_rate=0.0).build()
+    ends = torch.tensor(-10.0), torch.tensor(10.0)
+    assert [round(float(v), 5) for v in clipper.bounds(torch.ones(1), *ends)] == [-5.0, 5.0]
+    clipper.learn(torch.tensor([-4.0, 1.0]), torch.tensor([-127, 32], dtype=torch.int8), torch.tensor(4 / 127), 127)
+    assert [round(float(v), 5) for v in clipper.bounds(torch.ones(1), *ends)] == [-2.0, 2.0]
+
+
+def test_a_learning_step_is_bounded():
+    # Just outside the range d log E / d log r is -200 here: one step must not throw the range away.
+    clipper = clipping(form="learned", rho_init=0.5, learning_rate=0.01).build()
+    clipper.learn(torch.tensor([1.01]), torch.tensor([127], dtype=torch.int8), torch.tensor(1 / 127), 127)
+    assert clipper.log_rho.item() == pytest.approx(math.log(0.5) + 0.02)
 
 
 def test_learned_state_is_saved_and_other_forms_save_none():

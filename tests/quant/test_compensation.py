@@ -61,6 +61,11 @@ def test_start_values_and_penalty():
     assert compensation(form="exact").build((4,)) is None
 
 
+def test_the_affine_form_adds_its_offset():
+    parts = (torch.tensor([2.0, 1.0]), torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.25]))
+    assert affine_term(*parts).tolist() == [6.5, -0.75]
+
+
 @pytest.mark.parametrize("changes", [{"form": "bias"}, {"granularity": "batch"}, {"decay": -1.0}])
 def test_bad_values_are_refused(changes):
     with pytest.raises(UserError, match=r"quant\.compensation"):

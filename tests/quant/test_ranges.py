@@ -122,7 +122,21 @@ def test_stochastic_quantizer_repeats_with_the_clock_and_is_deterministic_in_eva
     clock.step = 6
     assert not torch.equal(q(t).values, first)
     q.eval()
-    assert torch.equal(q(t).values, q(t).values)
+    nearest = quantize(t, q(t).scale, torch.tensor(0.0), q_min=-127, q_max=127)
+    for clock.step in (6, 7):
+        assert torch.equal(q(t).values, nearest)
+
+
+def test_noise_depends_on_every_part_of_its_key():
+    t = torch.randn(500)
+
+    def draw(*, seed: int = 0, step: int = 0, layer: str = "a", operand: str = "x") -> torch.Tensor:
+        clock = Clock(seed=seed, step=step)
+        return Quantizer(spec(rounding="stochastic"), operand=operand, layer=layer, clock=clock, stored=False)(t).values
+
+    assert torch.equal(draw(), draw())
+    for other in ({"seed": 1}, {"step": 1}, {"layer": "b"}, {"operand": "w"}):
+        assert not torch.equal(draw(), draw(**other)), other
 
 
 def test_per_channel_scales():
@@ -134,14 +148,14 @@ def test_per_channel_scales():
 
 
 def test_evaluation_uses_the_stored_range_and_changes_nothing():
-    q = quantizer(momentum=0.5)
+    q = quantizer(momentum=0.75)
     for peak in (1.0, 3.0):
         q(torch.tensor([-peak, peak]))
-    assert q.high.item() == 2.0
+    assert q.high.item() == 1.5
     q.eval()
     before = {k: v.clone() for k, v in q.state_dict().items()}
     assert q(torch.tensor([100.0])).values.item() == 127
-    assert float(q(torch.tensor([100.0])).scale) == pytest.approx(2.0 / 127)
+    assert float(q(torch.tensor([100.0])).scale) == pytest.approx(1.5 / 127)
     assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items())
 
 
@@ -160,6 +174,29 @@ def test_hindsight_uses_the_steps_before():
     assert float(q(torch.tensor([-1.0, 1.0])).scale) == pytest.approx(4 / 127)
 
 
+def test_inside_follows_the_zero_point():
+    q = quantizer(range="hindsight", momentum=0.0, symmetric=False)
+    q(torch.tensor([0.0, 2.0]))
+    t = torch.tensor([-1.0, 0.0, 1.9, 3.0])
+    assert q.inside(t, q(t)).tolist() == [False, True, True, False]
+
+
+def test_hindsight_ranges_are_in_the_checkpoint():
+    for range_, saved in (("dynamic", set()), ("hindsight", {"low", "high", "count"})):
+        q = Quantizer(spec(range=range_), operand="g", layer="l", clock=Clock(), stored=False)
+        assert set(q.state_dict()) == saved
+    assert set(quantizer().state_dict()) == {"low", "high", "count"}
+
+
+def test_only_activations_have_a_stored_range_in_evaluation():
+    for operand in ("w", "g"):
+        q = Quantizer(spec(range="hindsight"), operand=operand, layer="l", clock=Clock(), stored=False)
+        q.eval()
+        before = {k: v.clone() for k, v in q.state_dict().items()}
+        assert float(q(torch.tensor([-2.0, 1.0])).scale) == pytest.approx(2 / 127)
+        assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -170,6 +207,7 @@ def test_hindsight_uses_the_steps_before():
         ({"range": "psychic"}, "range"),
         ({"momentum": 1.0}, "momentum"),
         ({"granularity": "channel", "symmetric": False}, "zero point a channel"),
+        ({"granularity": "channel", "range": "hindsight"}, "range=dynamic"),
     ],
 )
 def test_bad_specs_are_refused(changes, message):
