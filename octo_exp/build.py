@@ -66,6 +66,10 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     net = instantiate(cfg.model, _convert_="all").to(memory_format=torch.channels_last)
     _check_shapes(net, datamodule)
     clock = Clock(seed=cfg.seed)
+    if not scheme.is_float and str(cfg.trainer.precision) not in ("32-true", "32", "bf16-mixed", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: quantised layers keep fp32 weights; use 32-true or bf16-mixed"
+        )
     converted = convert(net, scheme, impl=impl, clock=clock, input_shape=datamodule.input_shape)
     if cfg.init_from is not None:
         path = checkpoint_path("init_from", cfg.init_from)

@@ -312,6 +312,7 @@ def test_int8_saves_less_for_the_backward_pass(tmp_path):
         (["quant.skip=[first,last,classifier.0]"], "matches no layer"),
         (["quant.skip=[conv9]"], "'conv9' matches no layer; layers: features.0"),
         (["data.classes=7"], "class"),
+        (["trainer.precision=bf16-true"], "quantised layers keep fp32 weights"),
     ],
 )
 def test_a_users_mistake_is_one_line_before_training(tmp_path, settings, message):

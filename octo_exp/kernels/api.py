@@ -107,6 +107,11 @@ def int8_matmul_scaled(a: Tensor, b: Tensor, scale: Tensor, offset: Tensor, *, i
     return scale_accumulator(int8_matmul(a, b, impl=impl), scale, offset)
 
 
+def _narrowed(acc: Tensor, k: int) -> Tensor:
+    """Return sums of k products in the type that the split product gives."""
+    return acc.to(torch.int32) if k <= MAX_K else acc
+
+
 def _is_depthwise(weight_channels: int, geometry: ConvGeometry) -> bool:
     return geometry.groups > 1 and weight_channels == 1
 
@@ -120,7 +125,7 @@ def int8_conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tens
     if x.shape[1] != w.shape[1] * geometry.groups:
         raise ValueError(f"x has {x.shape[1]} channels, w wants {w.shape[1]} x {geometry.groups} groups")
     if impl == "reference":
-        return reference.conv2d(x, w, geometry, pad_value).to(torch.int32)
+        return _narrowed(reference.conv2d(x, w, geometry, pad_value), w[0].numel())
     if _is_depthwise(w.shape[1], geometry):
         return depthwise.conv2d(x, w, geometry, pad_value)
     return lowering.conv2d(x, w, geometry, pad_value, functools.partial(int8_matmul, impl=impl))
@@ -130,7 +135,8 @@ def int8_conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry
     """g [N, O, OH, OW] int8, w [O, C/G, KH, KW] int8 -> [N, C, H, W] int32, exact; `size` is (H, W)."""
     _check_int8(g=g, w=w)
     if impl == "reference":
-        return reference.conv2d_grad_input(g, w, size, geometry).to(torch.int32)
+        k = w.shape[0] // geometry.groups * w.shape[2] * w.shape[3]
+        return _narrowed(reference.conv2d_grad_input(g, w, size, geometry), k)
     if _is_depthwise(w.shape[1], geometry):
         return depthwise.conv2d_grad_input(g, w, size, geometry)
     return lowering.conv2d_grad_input(g, w, size, geometry, functools.partial(int8_matmul, impl=impl))

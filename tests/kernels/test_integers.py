@@ -179,3 +179,11 @@ def test_refusals_name_the_remedy(monkeypatch):
         api.resolve_impl("triton", "cpu")
     assert api.resolve_impl("auto", "cpu") == "torch"
     assert api.resolve_impl("auto", "cuda") == "triton" or not HAS_TRITON
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_a_convolution_too_long_for_int32_is_split(impl):
+    x, w = (torch.full(shape, -128, dtype=torch.int8) for shape in ((1, 40_000, 2, 2), (1, 40_000, 2, 2)))
+    out = api.int8_conv2d(x, w, ConvGeometry(), impl=impl)
+    assert out.dtype == torch.int64
+    assert out.item() == 160_000 * 128 * 128
