@@ -178,7 +178,11 @@ def test_refusals_name_the_remedy(monkeypatch):
     with pytest.raises(UserError, match=r"pip install|TRITON_INTERPRET"):
         api.resolve_impl("triton", "cpu")
     assert api.resolve_impl("auto", "cpu") == "torch"
-    assert api.resolve_impl("auto", "cuda") == "triton" or not HAS_TRITON
+    if HAS_TRITON:
+        assert api.resolve_impl("auto", "cuda") == "triton"
+    else:
+        with pytest.raises(UserError, match="choose kernel=torch"):
+            api.resolve_impl("auto", "cuda")
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
