@@ -1,6 +1,7 @@
 """The life of a run: a config becomes objects, they train and test, and one folder holds what came out."""
 
 import contextlib
+import gc
 import logging
 import time
 import warnings
@@ -50,7 +51,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         source = _source_run(cfg)
         if source is not None:
             cfg = replaced(cfg, init_from=str(source))
-        return _train_and_test(cfg, requested)
+        try:
+            return _train_and_test(cfg, requested)
+        finally:
+            # Trainer and net hold each other: left to chance, a sweep's next job would start beside this one's tensors.
+            gc.collect()
 
 
 @contextlib.contextmanager

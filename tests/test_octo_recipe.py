@@ -5,6 +5,7 @@ eps 1e-7, every layer quantised, five seeds.
 """
 
 import functools
+import os
 import statistics
 from pathlib import Path
 
@@ -67,3 +68,22 @@ def test_octo_beats_the_demos_figures(data_dir):
     # The demo: INT8 without BatchNorm .768; LAC with its BatchNorm .8365.
     assert mean(data_dir, "octo", "none") >= 0.79
     assert mean(data_dir, "octo", "batch") >= 0.86
+
+
+def main() -> None:
+    """`python -m tests.test_octo_recipe`: the table of these accuracies, from OCTO_DATA_DIR."""
+    from rich.console import Console
+    from rich.table import Table
+
+    torch.set_num_threads(1)
+    folder = Path(os.environ["OCTO_DATA_DIR"])
+    table = Table("quant", "norm", *(f"seed {seed}" for seed in SEEDS), "mean")
+    for quant in ("fp32", "int8", "lac", "prc", "octo"):
+        for norm in ("none", "batch"):
+            accuracies = [accuracy(folder, quant, norm, seed) for seed in SEEDS]
+            table.add_row(quant, norm, *(f"{a:.3f}" for a in (*accuracies, statistics.mean(accuracies))))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
