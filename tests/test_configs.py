@@ -36,9 +36,9 @@ def step(cfg: DictConfig) -> None:
     (loss if penalty is None else loss + penalty).backward()
     optimizer.step()
     assert torch.isfinite(loss)
-    moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
-    # Two images leave some parameter without a gradient (a dead unit, a cancelled bias).
-    assert sum(moved) >= 0.8 * len(moved)
+    # Two images leave some bias without a gradient (a dead unit, one that a norm cancels), but no weight.
+    weights = [(a, b) for a, b in zip(before, net.parameters(), strict=True) if a.dim() > 1]
+    assert not [b.shape for a, b in weights if torch.equal(a, b)]
     with torch.no_grad():
         assert net.eval()(x).shape == (2, data.classes)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import resource
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -130,6 +129,8 @@ def peak_mib() -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    # Where there is no /proc, the largest since the process began; macOS counts bytes, others KiB.
+    # Where there is no /proc, the largest since the process began; macOS counts bytes, others KiB. Not on Windows.
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024

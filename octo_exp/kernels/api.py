@@ -57,7 +57,7 @@ def resolve_impl(name: str, device_type: str) -> str:
         raise UserError(f"kernel implementation {name!r} is unknown; choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     if name == "triton":
         if importlib.util.find_spec("triton") is None:
-            raise UserError("kernel=triton needs Triton: pip install 'octo-exp[triton]', or choose kernel=torch")
+            raise UserError("kernel=triton needs Triton: pip install -e '.[triton]', or choose kernel=torch")
         if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise UserError(
                 "kernel=triton needs a CUDA device, or its interpreter (set TRITON_INTERPRET=1); "

@@ -29,18 +29,30 @@ def _as_float(t: Tensor, q: QTensor | None, precision: str) -> Tensor:
     return q.dequantize() if precision == "fake" and q is not None else t
 
 
-def compute_output(layer: "QuantLayer", x: Tensor, w: Tensor, xq: QTensor | None, wq: QTensor | None) -> Any:
-    """Return (accumulator rows, scale, correction) for int8, or the float product: see `QuantGemm.forward`."""
+def compute_output(
+    layer: "QuantLayer", x: Tensor, w: Tensor, offset: Tensor | None, xq: QTensor | None, wq: QTensor | None
+) -> Tensor:
+    """x [.., I], w -> y [.., O], float32. For int8, `offset` holds the zero point's cross term already."""
     precision = layer.scheme.output
     if precision != "int8":
-        return layer.op.float_output(_as_float(x, xq, precision), _as_float(w, wq, precision)).float()
+        y = layer.op.float_output(_as_float(x, xq, precision), _as_float(w, wq, precision)).float()
+        return y if offset is None else y + layer.op.per_channel(offset)
     acc = layer.op.int_output(xq.values, wq.values, 0 if xq.zero_point is None else xq.zero_point)
-    scale = (xq.scale * wq.scale).flatten() if wq.per_channel else xq.scale * wq.scale
-    if xq.zero_point is None:
-        return acc, scale, None
-    # The cross term of the zero point: sum_k (q_x - z) q_w = acc - z * sum_k q_w; float64 keeps the integers exact.
-    sums = layer.op.weight_sums(wq.values)
-    return acc, scale, -(scale.double() * (xq.zero_point * sums)).float()
+    # Not a view of the rows: an in-place ReLU may follow.
+    y = layer.op.empty(layer.op.output_shape(x.shape, w.shape), x.device)
+    scale_accumulator(acc, product_scale(xq, wq), offset, out=layer.op.rows(y))
+    return y
+
+
+def product_scale(xq: QTensor, wq: QTensor) -> Tensor:
+    """Return s_x * s_w: a scalar, or [O] where w has a scale a channel."""
+    scale = xq.scale * wq.scale
+    return scale.flatten() if wq.per_channel else scale
+
+
+def cross_term(xq: QTensor, wq: QTensor, code_sums: Tensor) -> Tensor:
+    """Return -s_x*s_w*z_x*sum_k(q_w) [O], for sum_k (q_x - z) q_w = acc - z * sum_k q_w; float64 keeps it exact."""
+    return -(product_scale(xq, wq).double() * (xq.zero_point * code_sums)).float()
 
 
 def compute_grad_input(layer: "QuantLayer", g: Tensor, gq: QTensor | None, w: Any, x_shape: torch.Size) -> Tensor:
@@ -84,15 +96,7 @@ class QuantGemm(torch.autograd.Function):
         wq: QTensor | None,
     ) -> Tensor:
         """Compute the output GEMM and save what the backward GEMMs use."""
-        result = compute_output(layer, x, w, xq, wq)
-        if isinstance(result, tuple):
-            acc, scale, correction = result
-            total = correction if offset is None else offset if correction is None else offset + correction
-            # Not a view of the rows: an in-place ReLU may follow.
-            y = layer.op.empty(layer.op.output_shape(x.shape, w.shape), x.device)
-            scale_accumulator(acc, scale, total, out=layer.op.rows(y))
-        else:
-            y = result if offset is None else result + offset.reshape(-1, *[1] * (w.dim() - 2))
+        y = compute_output(layer, x, w, offset, xq, wq)
         QuantGemm._save(ctx, x, w, layer, xq, wq)
         return y
 
@@ -127,10 +131,7 @@ class QuantGemm(torch.autograd.Function):
             per_channel = isinstance(w, QTensor) and w.per_channel and layer.scheme.grad_input == "int8"
             if per_channel:
                 # The sum runs over the channel that the scale belongs to, so the scale goes into g first.
-                scaled = (
-                    g * w.scale.reshape(1, -1, *[1] * (g.dim() - 2)) if len(ctx.w_shape) == 4 else g * w.scale.flatten()
-                )
-                gq = layer.quantize_gradient(scaled, "grad_input")
+                gq = layer.quantize_gradient(g * layer.op.per_channel(w.scale.flatten()), "grad_input")
             elif gq is None or layer.scheme.grad_weight not in ("fake", "int8"):
                 gq = layer.quantize_gradient(g, "grad_input")
             dx = compute_grad_input(layer, g, gq, w, ctx.x_shape)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from octo_exp.errors import UserError
 from octo_exp.kernels.api import ConvGeometry
-from octo_exp.nn.function import Observer, QuantGemm
+from octo_exp.nn.function import Observer, QuantGemm, cross_term
 from octo_exp.nn.ops import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
 from octo_exp.quant.qtensor import QTensor
@@ -89,26 +89,31 @@ class QuantLayer(nn.Module):
         for operand, t, q in (("x", x, xq), ("w", self.weight, wq)):
             if self.observer is not None and q is not None and self.training:
                 self.observer(self, operand, t.detach(), q)
-        term = self._compensation(xq, wq)
+        # Once a step, for the cross term and for the compensation of it.
+        shifted = xq is not None and xq.zero_point is not None and wq is not None
+        code_sums = self.op.weight_sums(wq.values) if shifted else None
+        term = self._compensation(xq, wq, code_sums)
         offset, extra = (None, term) if term is not None and term.dim() > 1 else (term, None)
         if self.bias is not None:
             offset = self.bias if offset is None else self.bias + offset
+        if shifted and self.scheme.output == "int8":
+            cross = cross_term(xq, wq, code_sums)
+            offset = cross if offset is None else offset + cross
         y = QuantGemm.apply(x, self.weight, offset, self, xq, wq)
         if extra is not None:
             y = y + extra
         return self._give_back_error(x, y) if self._is_oracle else y
 
-    def _compensation(self, xq: QTensor | None, wq: QTensor | None) -> Tensor | None:
+    def _compensation(self, xq: QTensor | None, wq: QTensor | None, code_sums: Tensor | None) -> Tensor | None:
         if self.compensator is None:
             return None
-        zero = torch.zeros((), device=self.weight.device)
-        if xq is not None and xq.zero_point is not None:
-            zero = xq.scale * xq.zero_point
+        if not self.compensator.uses_zero_point:
+            return self.compensator.term(None)
         sums = self.weight.sum(dim=tuple(range(1, self.weight.dim())))
-        if wq is not None:
+        if code_sums is not None:
             # The value is that of the quantised weight, the gradient passes straight through.
-            sums = sums + (self.op.weight_sums(wq.values) * wq.scale.flatten() - sums).detach()
-        return self.compensator.term(zero, sums)
+            sums = sums + (code_sums * wq.scale.flatten() - sums).detach()
+        return self.compensator.term(xq.scale * xq.zero_point * sums)
 
     @property
     def _is_oracle(self) -> bool:
@@ -118,7 +123,7 @@ class QuantLayer(nn.Module):
         with torch.no_grad():
             exact = self.op.float_output(x, self.weight)
             if self.bias is not None:
-                exact = exact + self.bias.reshape(-1, *[1] * (self.weight.dim() - 2))
+                exact = exact + self.op.per_channel(self.bias)
             error = exact - y
         return y + error
 

@@ -41,6 +41,11 @@ class LinearOp(GemmOp):
         return t.reshape(-1, t.shape[-1])
 
     @staticmethod
+    def per_channel(v: Tensor) -> Tensor:
+        """[C] -> what broadcasts against [..., C]."""
+        return v
+
+    @staticmethod
     def empty(shape: torch.Size, device: torch.device) -> Tensor:
         """Return an uninitialised float32 tensor whose `rows` is a view."""
         return torch.empty(shape, device=device)
@@ -89,6 +94,11 @@ class ConvOp(GemmOp):
     def rows(t: Tensor) -> Tensor:
         """[N, C, H, W] -> [N*H*W, C]: a view when t is channels-last."""
         return t.permute(0, 2, 3, 1).reshape(-1, t.shape[1])
+
+    @staticmethod
+    def per_channel(v: Tensor) -> Tensor:
+        """[C] -> [C, 1, 1]: what broadcasts against [N, C, H, W]."""
+        return v.reshape(-1, 1, 1)
 
     @staticmethod
     def empty(shape: torch.Size, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ is its public demo's layer without the batch axis, zero_point is our reading.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,9 @@ FORMS = ("zero_point", "affine", "exact")
 GRANULARITIES = ("channel", "element")
 
 
-def zero_point_term(theta: Tensor, zero: Tensor, weight_sum: Tensor) -> Tensor:
-    """theta [C] or [C, H, W], zero = s_x*z_x scalar, weight_sum = sum_k(w^) [C] -> -theta*zero*weight_sum.
-
-    Shaped like theta; differentiable in theta and weight_sum, zero is a constant of the step.
-    """
-    sums = weight_sum.reshape(-1, *[1] * (theta.dim() - 1))
-    return -theta * (zero * sums)
+def zero_point_term(theta: Tensor, cross: Tensor) -> Tensor:
+    """theta [C] or [C, H, W], cross = s_x*z_x*sum_k(w^) [C] -> -theta*cross, shaped like theta; differentiable."""
+    return -theta * cross.reshape(-1, *[1] * (theta.dim() - 1))
 
 
 def affine_term(alpha: Tensor, mu: Tensor, offset: Tensor) -> Tensor:
@@ -70,14 +67,16 @@ class Compensation:
 
 
 class Compensator(nn.Module):
-    """What a layer adds to its integer product."""
+    """What a layer adds to its integer product; `uses_zero_point`: whether it is a share of the cross term."""
+
+    uses_zero_point: ClassVar[bool]
 
     def __init__(self, spec: Compensation) -> None:
         super().__init__()
         self.spec = spec
 
-    def term(self, zero: Tensor, weight_sum: Tensor) -> Tensor:
-        """zero = s_x*z_x scalar, weight_sum [C] -> the compensation, [C] or [C, H, W]."""
+    def term(self, cross: Tensor | None) -> Tensor:
+        """cross = s_x*z_x*sum_k(w^) [C], None unless `uses_zero_point` -> the compensation, [C] or [C, H, W]."""
         raise NotImplementedError
 
     def penalty(self) -> Tensor | None:
@@ -88,17 +87,23 @@ class Compensator(nn.Module):
 class ZeroPointCompensator(Compensator):
     """theta of the zero-point form."""
 
+    uses_zero_point = True
+
     def __init__(self, spec: Compensation, shape: tuple[int, ...]) -> None:
         super().__init__(spec)
         self.theta = nn.Parameter(torch.full(shape, float(spec.theta_init)))
 
-    def term(self, zero: Tensor, weight_sum: Tensor) -> Tensor:
-        """Return -theta*zero*weight_sum."""
-        return zero_point_term(self.theta, zero, weight_sum)
+    def term(self, cross: Tensor | None) -> Tensor:
+        """Return -theta*cross."""
+        if cross is None:
+            raise ValueError("the zero-point form needs the cross term")
+        return zero_point_term(self.theta, cross)
 
 
 class AffineCompensator(Compensator):
     """alpha, mu and offset of the affine form."""
+
+    uses_zero_point = False
 
     def __init__(self, spec: Compensation, shape: tuple[int, ...]) -> None:
         super().__init__(spec)
@@ -106,7 +111,7 @@ class AffineCompensator(Compensator):
         self.mu = nn.Parameter(spec.init_std * torch.randn(shape))
         self.offset = nn.Parameter(spec.init_std * torch.randn(shape))
 
-    def term(self, zero: Tensor, weight_sum: Tensor) -> Tensor:
+    def term(self, cross: Tensor | None) -> Tensor:
         """Return alpha*mu + offset."""
         return affine_term(self.alpha, self.mu, self.offset)
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from octo_exp.kernels import api
-from octo_exp.kernels.api import ConvGeometry
 from tests.kernels.test_integers import CONVS, codes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -37,4 +36,3 @@ def test_convolutions_on_the_device(impl, case):
 
 def test_auto_is_triton_on_the_device():
     assert api.resolve_impl("auto", "cuda") == "triton"
-    assert ConvGeometry().groups == 1

@@ -32,7 +32,7 @@ def test_gradcheck_of_the_zero_point_form(shape):
     zero = torch.tensor(-1.7, dtype=torch.float64)
 
     def layer(x, w, theta):
-        return F.conv2d(x, w, padding=1) + broadcast(zero_point_term(theta, zero, w.flatten(1).sum(1)))
+        return F.conv2d(x, w, padding=1) + broadcast(zero_point_term(theta, zero * w.flatten(1).sum(1)))
 
     assert torch.autograd.gradcheck(layer, (x, w, theta))
 
