@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,18 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.progress import track
+from torch import nn
 
 from octo_exp.callbacks.steps import StepClock
 from octo_exp.errors import UserError
 from octo_exp.kernels.api import resolve_impl
 from octo_exp.lit import LitClassifier
 from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
+from octo_exp.nn.guard import Guard, Verdict
 from octo_exp.quant.rounding import Clock
+from octo_exp.quant.scheme import Scheme
 from octo_exp.weights import checkpoint_path, net_state, start_from
 
 log = logging.getLogger(__name__)
@@ -28,12 +33,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What a run trains, and how it was made: kernel implementation and names of the quantised layers."""
+    """What a run trains, and how it was made: kernel implementation, quantised layers, the speed guard's verdict."""
 
     module: LitClassifier
     clock: Clock
     impl: str
     converted: tuple[str, ...]
+    verdict: Verdict | None
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -70,7 +76,12 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: quantised layers keep fp32 weights; use 32-true or bf16-mixed"
         )
-    converted = convert(net, scheme, impl=impl, clock=clock, input_shape=datamodule.input_shape)
+    verdict = None
+    if cfg.kernel.guard and not scheme.is_float:
+        verdict = speed_guard(
+            net, scheme, impl=impl, input_shape=datamodule.input_shape, batch_size=cfg.data.batch_size
+        )
+    converted = quantize_net(net, scheme, verdict, impl=impl, clock=clock, input_shape=datamodule.input_shape)
     if cfg.init_from is not None:
         path = checkpoint_path("init_from", cfg.init_from)
         start_from(net, net_state(path, "init_from"), where=str(path))
@@ -82,7 +93,39 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
         parameter_groups=parameter_groups,
         penalty=compensation_penalty,
     )
-    return Built(module=module, clock=clock, impl=impl, converted=converted)
+    return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict)
+
+
+def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:
+    """Measure (once a machine, with a progress bar) where int8 pays, and log what stays float."""
+    device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octo_exp" / "speed_guard.json"
+
+    def progress(names: Sequence[str]) -> Iterable[str]:
+        return track(names, description="speed guard", console=Console(stderr=True), transient=True)
+
+    guard = Guard(batch_size=batch_size, cache=cache, device=device, progress=progress)
+    verdict = guard.verdict(net.to(device), scheme, impl=impl, input_shape=input_shape)
+    net.to("cpu")
+    for line in verdict.lines():
+        log.info(line)
+    return verdict
+
+
+def quantize_net(
+    net: nn.Module,
+    scheme: Scheme,
+    verdict: Verdict | None,
+    *,
+    impl: str,
+    clock: Clock,
+    input_shape: tuple[int, ...],
+) -> tuple[str, ...]:
+    """Convert the net as the scheme and the guard's verdict say; return the names of the quantised layers."""
+    if verdict is not None and verdict.whole is not None:
+        return ()
+    keep = {} if verdict is None else verdict.keep
+    return convert(net, scheme, impl=impl, clock=clock, input_shape=input_shape, keep=keep)
 
 
 def _device_type(cfg: DictConfig) -> str:
@@ -111,15 +154,17 @@ def _check_shapes(net: torch.nn.Module, datamodule: Any) -> None:
         )
 
 
-def build_trainer(cfg: DictConfig, clock: Clock) -> tuple[Trainer, dict[str, Any]]:
+def build_trainer(cfg: DictConfig, built: Built) -> tuple[Trainer, dict[str, Any]]:
     """Return the trainer and its callbacks by their names in the config."""
+    if built.verdict is not None and built.verdict.whole == "bf16":
+        cfg = replaced(cfg, trainer=replaced(cfg.trainer, precision="bf16-mixed"))
     nodes: Mapping[str, Any] = cfg.get("callbacks") or {}
     callbacks: dict[str, Any] = {name: instantiate(node) for name, node in nodes.items() if node}
     if not cfg.trainer.enable_progress_bar:
         callbacks.pop("progress", None)
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[StepClock(clock=clock), *callbacks.values()],
+        callbacks=[StepClock(clock=built.clock), *callbacks.values()],
         logger=_loggers(cfg) or False,
         default_root_dir=cfg.save_dir,
     )

@@ -1,6 +1,7 @@
 """The life of a run: a config becomes objects, they train and test, and one folder holds what came out."""
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import time
@@ -98,7 +99,9 @@ def _train_and_test(cfg: DictConfig, requested: Mapping[str, Any]) -> dict[str, 
     datamodule = instantiate(cfg.data)
     datamodule.setup()
     built = build_module(cfg, datamodule)
-    trainer, callbacks = build_trainer(cfg, built.clock)
+    for line in built.verdict.lines() if built.verdict is not None else ():
+        results.say(line)
+    trainer, callbacks = build_trainer(cfg, built)
     with _finished_loggers(trainer):
         metrics = _stages(cfg, trainer, built, datamodule)
         content = {
@@ -176,6 +179,7 @@ def _facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in built.module.net.parameters()),
         "quantized_layers": list(built.converted),
+        "speed_guard": None if built.verdict is None else dataclasses.asdict(built.verdict),
         "threads": torch.get_num_threads(),
         "weights_sha256": weights_sha256(built.module.net),
         "init_from": cfg.init_from,

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from octo_exp.errors import UserError
 from octo_exp.hw import GRAD_INPUT_FORMS, Gemm, Workload
 from octo_exp.hw.fields import check_number
+from octo_exp.nn.activation import Activation
 
 _COUNTED = (nn.Conv2d, nn.Linear)
 _UNSUPPORTED = (
@@ -126,6 +127,9 @@ def _meta_copy(net: nn.Module) -> nn.Module:
             module._conv_forward = MethodType(nn.Conv2d._conv_forward, module)  # type: ignore[method-assign]
         elif isinstance(module, nn.Linear):
             module.forward = MethodType(nn.Linear.forward, module)  # type: ignore[method-assign]
+        elif isinstance(module, Activation):
+            # The float forward of a layer does no ReLU and no pooling.
+            module.forward = MethodType(Activation.as_float, module)  # type: ignore[method-assign]
     return twin
 
 

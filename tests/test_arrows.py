@@ -30,12 +30,20 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "cli": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
     "build": (
         {"callbacks", "data", "hw", "kernels", "lit", "models", "nn", "quant", "weights"},
-        {"hydra", "lightning", "omegaconf", "torch"},
+        {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
     "run": ({"build", "results", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
+    "bench": ({"build", "callbacks", "kernels", "nn", "quant"}, {"hydra", "omegaconf", "rich", "torch", "torchao"}),
 }
 # Files with a dependency that their room does not have.
-EXTRA = {"kernels/triton_gemm.py": {"triton"}}
+EXTRA = {
+    "kernels/cpu_loops.py": {"numba", "numpy"},
+    "kernels/cpu_conv.py": {"numpy"},
+    "kernels/cpu_elementwise.py": {"numba", "numpy"},
+    "kernels/triton_conv.py": {"triton"},
+    "kernels/triton_gemm.py": {"triton"},
+    "kernels/triton_quantize.py": {"triton"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -18,18 +18,18 @@ from torch import Tensor
 from octo_exp.errors import UserError
 from octo_exp.kernels import depthwise, lowering, reference
 from octo_exp.kernels.elementwise import dequantize, quantize, scale_accumulator
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.geometry import MAX_K, ConvGeometry
 
 __all__ = [
     "IMPLEMENTATIONS",
     "MAX_K",
     "ConvGeometry",
+    "check_int8",
     "dequantize",
     "int8_conv2d",
     "int8_conv2d_grad_input",
     "int8_conv2d_grad_weight",
     "int8_matmul",
-    "int8_matmul_scaled",
     "quantize",
     "resolve_impl",
     "scale_accumulator",
@@ -41,9 +41,6 @@ IMPLEMENTATIONS = {
     "torch": "octo_exp.kernels.torch_int8",
     "triton": "octo_exp.kernels.triton_gemm",
 }
-
-# The longest sum that fits int32 whatever the codes: K * 128 * 128 <= 2^31 - 1.
-MAX_K = (2**31 - 1) // (128 * 128)
 
 
 def resolve_impl(name: str, device_type: str) -> str:
@@ -73,7 +70,8 @@ def _module(impl: str) -> ModuleType:
     return importlib.import_module(IMPLEMENTATIONS[impl])
 
 
-def _check_int8(**tensors: Tensor) -> None:
+def check_int8(**tensors: Tensor) -> None:
+    """Raise TypeError where one of the named tensors is not int8."""
     for name, tensor in tensors.items():
         if tensor.dtype != torch.int8:
             raise TypeError(f"{name} must be int8, got {tensor.dtype}")
@@ -81,7 +79,7 @@ def _check_int8(**tensors: Tensor) -> None:
 
 def int8_matmul(a: Tensor, b: Tensor, *, impl: str) -> Tensor:
     """a [M, K] int8, b [K, N] int8 -> [M, N], exact: int32, or int64 where K > MAX_K (K is split there)."""
-    _check_int8(a=a, b=b)
+    check_int8(a=a, b=b)
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes must be [M, K] and [K, N], got {tuple(a.shape)} and {tuple(b.shape)}")
     k = a.shape[1]
@@ -93,18 +91,6 @@ def int8_matmul(a: Tensor, b: Tensor, *, impl: str) -> Tensor:
         (multiply(a[:, i : i + MAX_K], b[i : i + MAX_K]).to(torch.int64) for i in parts),
         start=torch.zeros((), dtype=torch.int64, device=a.device),
     )
-
-
-def int8_matmul_scaled(a: Tensor, b: Tensor, scale: Tensor, offset: Tensor, *, impl: str) -> Tensor:
-    """a [M, K], b [K, N] int8, scale and offset [N] float32 -> (a @ b) * scale + offset, [M, N] float32.
-
-    Triton does both in one kernel; the others scale the exact accumulator afterwards.
-    """
-    module = _module(impl)
-    if hasattr(module, "matmul_scaled") and a.shape[1] <= MAX_K:
-        _check_int8(a=a, b=b)
-        return module.matmul_scaled(a, b, scale, offset)
-    return scale_accumulator(int8_matmul(a, b, impl=impl), scale, offset)
 
 
 def _narrowed(acc: Tensor, k: int) -> Tensor:
@@ -121,7 +107,7 @@ def int8_conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tens
 
     The border is filled with `pad_value`: the zero point, so that padding means real 0.
     """
-    _check_int8(x=x, w=w)
+    check_int8(x=x, w=w)
     if x.shape[1] != w.shape[1] * geometry.groups:
         raise ValueError(f"x has {x.shape[1]} channels, w wants {w.shape[1]} x {geometry.groups} groups")
     if impl == "reference":
@@ -133,7 +119,7 @@ def int8_conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tens
 
 def int8_conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry, *, impl: str) -> Tensor:
     """g [N, O, OH, OW] int8, w [O, C/G, KH, KW] int8 -> [N, C, H, W] int32, exact; `size` is (H, W)."""
-    _check_int8(g=g, w=w)
+    check_int8(g=g, w=w)
     if impl == "reference":
         k = w.shape[0] // geometry.groups * w.shape[2] * w.shape[3]
         return _narrowed(reference.conv2d_grad_input(g, w, size, geometry), k)
@@ -146,7 +132,7 @@ def int8_conv2d_grad_weight(
     x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Tensor | int = 0, impl: str
 ) -> Tensor:
     """x [N, C, H, W] int8, g [N, O, OH, OW] int8 -> [O, C/G, KH, KW], exact: K = N*OH*OW is split where needed."""
-    _check_int8(x=x, g=g)
+    check_int8(x=x, g=g)
     if impl == "reference":
         return reference.conv2d_grad_weight(x, g, kernel, geometry, pad_value)
     if _is_depthwise(x.shape[1] // geometry.groups, geometry):

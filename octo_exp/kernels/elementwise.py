@@ -3,23 +3,28 @@
 import torch
 from torch import Tensor
 
+from octo_exp.kernels.philox import uniform
+
 # Elements a block on CPU: four float temporaries of 64 Ki elements fit a 2 MiB second-level cache.
 BLOCK = 65_536
 
 
-def _dense_flat(t: Tensor) -> Tensor | None:
-    """The tensor's storage as one row if it is dense in memory (contiguous or channels-last), else None."""
+def dense_flat(t: Tensor) -> Tensor | None:
+    """Return the elements as they lie in memory, one row, if t is dense (contiguous or channels-last), else None."""
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
     return t.as_strided((t.numel(),), (1,), t.storage_offset()) if t.is_contiguous() or channels_last else None
 
 
-def _round_into(
-    out: Tensor, t: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int, options: dict
-) -> None:
-    low, high, noise = options["low"], options["high"], options["noise"]
+def has_row_scales(t: Tensor, scale: Tensor) -> bool:
+    """Whether scale is [R, 1, ...] for a t [R, ...]: one for each row of memory, if t is dense."""
+    return scale.dim() == t.dim() and scale.shape[0] == t.shape[0] and scale.numel() == scale.shape[0]
+
+
+def _round_into(out: Tensor, t: Tensor, noise: Tensor | None, constants: dict) -> None:
+    low, high, scale = constants["low"], constants["high"], constants["scale"]
     buffer = t / scale if low is None and high is None else torch.clamp(t, low, high).div_(scale)
     buffer = buffer.round_() if noise is None else buffer.add_(noise).floor_()
-    out.copy_(buffer.add_(zero_point).clamp_(q_min, q_max))
+    out.copy_(buffer.add_(constants["zero_point"]).clamp_(constants["q_min"], constants["q_max"]))
 
 
 def quantize(
@@ -31,24 +36,28 @@ def quantize(
     q_max: int,
     low: Tensor | None = None,
     high: Tensor | None = None,
-    noise: Tensor | None = None,
+    seed: int | None = None,
 ) -> Tensor:
     """q = clamp(round(clip(t, low, high) / scale) + zero_point, q_min, q_max) as int8, of t's shape and layout.
 
-    scale and zero_point are scalars or broadcast against t. Rounding is to nearest even, or floor(. + noise) with
-    uniform noise in [0, 1) of t's shape: stochastic rounding.
+    scale and zero_point are scalars or broadcast against t. Rounding is to nearest even, or, given a seed, floor(. +
+    noise) with `philox.uniform` noise: stochastic rounding. Element i draws from (seed, i); i is its place in memory
+    where t is dense (see `dense_flat`), in logical order otherwise.
     """
     out = torch.empty_like(t, dtype=torch.int8)
-    flat_t, flat_out = _dense_flat(t), _dense_flat(out)
-    options = {"low": low, "high": high, "noise": noise}
-    blocked = t.device.type == "cpu" and t.numel() > BLOCK and scale.dim() == 0
-    if not blocked or flat_t is None or flat_out is None:
-        _round_into(out, t, scale, zero_point, q_min, q_max, options)
+    constants = {"scale": scale, "zero_point": zero_point, "q_min": q_min, "q_max": q_max, "low": low, "high": high}
+    flat_t, flat_out = dense_flat(t), dense_flat(out)
+    if flat_t is None or flat_out is None or scale.dim() > 0 or zero_point.dim() > 0:
+        noise = None if seed is None else uniform(seed, t.numel(), t.device)
+        if noise is not None:
+            noise = noise.reshape(t.shape) if flat_t is None else noise.as_strided(t.shape, t.stride())
+        _round_into(out, t, noise, constants)
         return out
-    noises = None if noise is None else torch.empty_like(t).copy_(noise).as_strided((t.numel(),), (1,)).split(BLOCK)
-    for index, (source, target) in enumerate(zip(flat_t.split(BLOCK), flat_out.split(BLOCK), strict=True)):
-        options["noise"] = None if noises is None else noises[index]
-        _round_into(target, source, scale, zero_point, q_min, q_max, options)
+    block = BLOCK if t.device.type == "cpu" else max(1, t.numel())
+    for start in range(0, t.numel(), block):
+        part = flat_t[start : start + block]
+        noise = None if seed is None else uniform(seed, part.numel(), t.device, start)
+        _round_into(flat_out[start : start + block], part, noise, constants)
     return out
 
 

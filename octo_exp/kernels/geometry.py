@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The longest sum that fits int32 whatever the codes: K * 128 * 128 <= 2^31 - 1.
+MAX_K = (2**31 - 1) // (128 * 128)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvGeometry:

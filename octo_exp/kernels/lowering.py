@@ -48,7 +48,7 @@ def weight_matrix(w: Tensor) -> Tensor:
 
 
 def _to_nchw(rows: Tensor, n: int, h: int, w: int) -> Tensor:
-    return rows.reshape(n, h, w, -1).permute(0, 3, 1, 2)
+    return rows.reshape(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int, matmul: MatMul) -> Tensor:

@@ -42,9 +42,10 @@ def _plain(t: Tensor) -> Tensor:
     return t.contiguous().as_strided(t.shape, (t.shape[1], 1)) if 1 in t.shape else t
 
 
-def _int_mm(a: Tensor, b: Tensor) -> Tensor:
+def _int_mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if a.device.type != "cuda":
-        return torch._int_mm(_plain(a), _plain(b))
+        a, b = _plain(a), _plain(b)
+        return torch._int_mm(a, b) if out is None else torch._int_mm(a, b, out=out)
     # cuBLASLt wants M > 16 and K, N multiples of 8; zeros change no sum.
     m, k, n = a.shape[0], a.shape[1], b.shape[1]
     pad_m, pad_k, pad_n = max(0, 17 - m), -k % 8, -n % 8
@@ -61,8 +62,11 @@ def _float_mm(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """[M, K] int8, [K, N] int8 -> [M, N] int32. The caller keeps K small enough for int32 sums."""
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """[M, K] int8, [K, N] int8 -> [M, N] int32. The caller keeps K small enough for int32 sums.
+
+    `out`, a contiguous int32 [M, N] on a CPU, may be used for the result and must not be read otherwise.
+    """
     if not int_mm_is_exact(a.device.type):
         return _float_mm(a, b)
-    return _int_mm(a, b)
+    return _int_mm(a, b, out)

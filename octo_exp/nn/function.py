@@ -1,9 +1,11 @@
-"""The autograd function with the three GEMMs, each in its own precision.
+"""The autograd function with the three GEMMs, each in its own precision, and the epilogue fused to the first.
 
-output       y  = x^ (*) w^ + offset           grad_input  dx = g^ (*) w^        grad_weight  dw = g^ (*) x^
-where ^ means quantised (int8, fake) or as it is (fp32, bf16). Rounding is straight-through; the gradient of x passes
-inside the range it was quantised with. What a backward GEMM needs is saved in the form in which it is used: int8 codes
-and scales where it is quantised, through save_for_backward.
+output       y  = steps(x^ (*) w^ + offset)    grad_input  dx = g^ (*) w^        grad_weight  dw = g^ (*) x^ + slope
+where ^ means quantised (int8, fake) or as it is (fp32, bf16), steps are ReLU and pooling or nothing, and g is the
+gradient before them, quantised where it is not zero by construction. Rounding is straight-through; the gradient of x
+passes inside the range it was quantised with. What a backward GEMM needs is saved in the form in which it is used: int8
+codes and scales where it is quantised, bits and int8 places for the epilogue, all through save_for_backward. Codes of
+the weight are made again from the weight, which is there anyway.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from octo_exp.kernels.api import scale_accumulator
+from octo_exp.kernels import fused
+from octo_exp.kernels.epilogue import Epilogue, pack_bits, unpack_bits
 from octo_exp.quant.qtensor import QTensor
 
 if TYPE_CHECKING:
@@ -29,21 +32,6 @@ def _as_float(t: Tensor, q: QTensor | None, precision: str) -> Tensor:
     return q.dequantize() if precision == "fake" and q is not None else t
 
 
-def compute_output(
-    layer: "QuantLayer", x: Tensor, w: Tensor, offset: Tensor | None, xq: QTensor | None, wq: QTensor | None
-) -> Tensor:
-    """x [.., I], w -> y [.., O], float32. For int8, `offset` holds the zero point's cross term already."""
-    precision = layer.scheme.output
-    if precision != "int8":
-        y = layer.op.float_output(_as_float(x, xq, precision), _as_float(w, wq, precision)).float()
-        return y if offset is None else y + layer.op.per_channel(offset)
-    acc = layer.op.int_output(xq.values, wq.values, 0 if xq.zero_point is None else xq.zero_point)
-    # Not a view of the rows: an in-place ReLU may follow.
-    y = layer.op.empty(layer.op.output_shape(x.shape, w.shape), x.device)
-    scale_accumulator(acc, product_scale(xq, wq), offset, out=layer.op.rows(y))
-    return y
-
-
 def product_scale(xq: QTensor, wq: QTensor) -> Tensor:
     """Return s_x * s_w: a scalar, or [O] where w has a scale a channel."""
     scale = xq.scale * wq.scale
@@ -55,35 +43,60 @@ def cross_term(xq: QTensor, wq: QTensor, code_sums: Tensor) -> Tensor:
     return -(product_scale(xq, wq).double() * (xq.zero_point * code_sums)).float()
 
 
+def compute_output(
+    layer: "QuantLayer",
+    x: Tensor,
+    w: Tensor,
+    offset: Tensor | None,
+    xq: QTensor | None,
+    wq: QTensor | None,
+    steps: Epilogue | None,
+) -> tuple[Tensor, Tensor | None]:
+    """x, w -> (y float32, mask of the epilogue). For int8, `offset` holds the zero point's cross term already."""
+    precision = layer.scheme.output
+    if precision == "int8":
+        pad = 0 if xq.zero_point is None else xq.zero_point
+        scale = product_scale(xq, wq)
+        return layer.op.output(xq.values, wq.values, pad_value=pad, scale=scale, offset=offset, steps=steps)
+    y = layer.op.float_output(_as_float(x, xq, precision), _as_float(w, wq, precision)).float()
+    y = y if offset is None else y + layer.op.per_channel(offset)
+    return (y, None) if steps is None else fused.activate(y, steps, impl=layer.op.impl)
+
+
 def compute_grad_input(layer: "QuantLayer", g: Tensor, gq: QTensor | None, w: Any, x_shape: torch.Size) -> Tensor:
-    """g [.., O], w (QTensor, or float) -> dx. gq is g quantised, with w's per-channel scale already multiplied in."""
+    """g, w (QTensor, or float) -> dx. gq is g quantised, with w's per-channel scale already multiplied in."""
     precision = layer.scheme.grad_input
     if precision == "int8":
         scale = gq.scale if w.per_channel else gq.scale * w.scale
-        acc = layer.op.int_grad_input(gq.values, w.values, x_shape)
-        dx = layer.op.empty(x_shape, g.device)
-        scale_accumulator(acc, scale, None, out=layer.op.rows(dx))
-        return dx
+        return layer.op.grad_input(gq.values, w.values, x_shape, scale=scale)
     weight = w.dequantize() if isinstance(w, QTensor) else _as_float(w, None, precision)
     return layer.op.float_grad_input(_as_float(g, gq, precision), weight, x_shape).float()
 
 
-def compute_grad_weight(layer: "QuantLayer", g: Tensor, gq: QTensor | None, x: Any, w_shape: torch.Size) -> Tensor:
-    """g [.., O], x (QTensor, or float) -> dw, float32."""
+def compute_grad_weight(
+    layer: "QuantLayer", g: Tensor, gq: QTensor | None, x: Any, w_shape: torch.Size, slope: Tensor | None
+) -> Tensor:
+    """g, x (QTensor, or float), slope [O] or None -> dw, float32."""
     precision = layer.scheme.grad_weight
     if precision == "int8":
         zero, scale = x.zero_point, gq.scale * x.scale
-        dw = layer.op.int_grad_weight(gq.values, x.values, w_shape, 0 if zero is None else zero) * scale
         if zero is not None:
             sums = layer.op.row_sums(layer.op.rows(gq.values).t())
-            dw -= (scale.double() * (zero * sums)).float().reshape(-1, *[1] * (len(w_shape) - 1))
-        return dw
+            cross = -(scale.double() * (zero * sums)).float()
+            slope = cross if slope is None else cross + slope
+        pad = 0 if zero is None else zero
+        return layer.op.grad_weight(gq.values, x.values, w_shape, pad_value=pad, scale=scale, offset=slope)
     operand = x.dequantize() if isinstance(x, QTensor) else _as_float(x, None, precision)
-    return layer.op.float_grad_weight(_as_float(g, gq, precision), operand, w_shape).float()
+    dw = layer.op.float_grad_weight(_as_float(g, gq, precision), operand, w_shape).float()
+    return dw if slope is None else dw + slope.reshape(-1, *[1] * (dw.dim() - 1))
 
 
 class QuantGemm(torch.autograd.Function):
-    """x, w, offset [O] (or None), layer, xq, wq -> y. Differentiable in x, w and offset."""
+    """x, w, offset, layer, xq, wq, slope, steps -> y. Differentiable in x, w and offset.
+
+    offset ([O], [O, OH, OW] or None) is added before the steps; slope (of its shape, or None) is its derivative with
+    respect to sum_k(w), which reaches the weight's gradient without a tensor of the weight's size.
+    """
 
     @staticmethod
     def forward(
@@ -94,52 +107,106 @@ class QuantGemm(torch.autograd.Function):
         layer: "QuantLayer",
         xq: QTensor | None,
         wq: QTensor | None,
+        slope: Tensor | None,
+        steps: Epilogue | None,
     ) -> Tensor:
         """Compute the output GEMM and save what the backward GEMMs use."""
-        y = compute_output(layer, x, w, offset, xq, wq)
-        QuantGemm._save(ctx, x, w, layer, xq, wq)
+        y, mask = compute_output(layer, x, w, offset, xq, wq, steps)
+        ctx.layer, ctx.steps, ctx.x_shape, ctx.w_shape = layer, steps, x.shape, w.shape
+        ctx.offset_shape = None if offset is None else offset.shape
+        ctx.save_for_backward(*QuantGemm._weight(ctx, w, wq), *QuantGemm._input(ctx, x, xq), mask, slope)
         return y
 
     @staticmethod
-    def _save(ctx: Any, x: Tensor, w: Tensor, layer: "QuantLayer", xq: QTensor | None, wq: QTensor | None) -> None:
-        ctx.layer, ctx.x_shape, ctx.w_shape = layer, x.shape, w.shape
-        saved: list[Tensor | None] = [None] * 7
-        if ctx.needs_input_grad[0]:
-            quantized = wq is not None and layer.scheme.grad_input in ("fake", "int8")
-            saved[0:3] = wq.tensors() if quantized else (w, None, None)
-            if xq is not None and layer.quantizer_x.may_clip and layer.scheme.output in ("fake", "int8"):
-                saved[6] = layer.quantizer_x.inside(x, xq)
-        if ctx.needs_input_grad[1]:
-            precision = layer.scheme.grad_weight
-            quantized = xq is not None and precision in ("fake", "int8")
-            saved[3:6] = xq.tensors() if quantized else (x.bfloat16() if precision == "bf16" else x, None, None)
-        ctx.save_for_backward(*saved)
+    def _weight(ctx: Any, w: Tensor, wq: QTensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        if wq is None or ctx.layer.scheme.grad_input not in ("fake", "int8"):
+            return w, None
+        # Rounding that draws noise is not repeated.
+        return (w if ctx.layer.quantizer_w.is_repeatable else wq.values), wq.scale
+
+    @staticmethod
+    def _input(ctx: Any, x: Tensor, xq: QTensor | None) -> tuple[Tensor | None, ...]:
+        scheme, inside = ctx.layer.scheme, None
+        quantized = xq is not None and scheme.output in ("fake", "int8")
+        if ctx.needs_input_grad[0] and quantized and ctx.layer.quantizer_x.may_clip:
+            inside = pack_bits(ctx.layer.op.rows(ctx.layer.quantizer_x.inside(x, xq)))
+        if not ctx.needs_input_grad[1]:
+            return None, None, None, inside
+        if xq is not None and scheme.grad_weight in ("fake", "int8"):
+            return *xq.tensors(), inside
+        return (x.bfloat16() if scheme.grad_weight == "bf16" else x), None, None, inside
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the two backward GEMMs; the gradient is quantised once where both can share it."""
         layer: QuantLayer = ctx.layer
-        g = layer.op.layout(g.float())
-        saved = ctx.saved_tensors
-        dx = dw = gq = None
+        w, w_scale, x, x_scale, x_zero, inside, mask, slope = ctx.saved_tensors
+        gradient = Gradient(layer, g, ctx.steps, mask, layer.op.output_size(ctx.x_shape, ctx.w_shape))
+        dx = dw = offset = None
+        if ctx.offset_shape is not None and (ctx.needs_input_grad[2] or slope is not None):
+            offset = gradient.sum_to(ctx.offset_shape)
         if ctx.needs_input_grad[1]:
-            gq = layer.quantize_gradient(g, "grad_weight")
-            dw = compute_grad_weight(layer, g, gq, _restore(*saved[3:6]), ctx.w_shape)
+            slopes = None if slope is None else (slope * offset).reshape(ctx.w_shape[0], -1).sum(1)
+            operand = x if x_scale is None else QTensor(values=x, scale=x_scale, zero_point=x_zero)
+            g, gq = gradient.operands("grad_weight")
+            dw = compute_grad_weight(layer, g, gq, operand, ctx.w_shape, slopes)
         if ctx.needs_input_grad[0]:
-            w = _restore(*saved[0:3])
-            per_channel = isinstance(w, QTensor) and w.per_channel and layer.scheme.grad_input == "int8"
-            if per_channel:
-                # The sum runs over the channel that the scale belongs to, so the scale goes into g first.
-                gq = layer.quantize_gradient(g * layer.op.per_channel(w.scale.flatten()), "grad_input")
-            elif gq is None or layer.scheme.grad_weight not in ("fake", "int8"):
-                gq = layer.quantize_gradient(g, "grad_input")
-            dx = compute_grad_input(layer, g, gq, w, ctx.x_shape)
-            if saved[6] is not None:
-                dx = dx * saved[6]
-        offset = layer.op.rows(g).sum(0) if ctx.needs_input_grad[2] else None
-        return dx, dw, offset, None, None, None
+            weight = w if w_scale is None else layer.quantizer_w.again(w, w_scale)
+            g, gq = gradient.operands("grad_input", weight)
+            dx = compute_grad_input(layer, g, gq, weight, ctx.x_shape)
+            if inside is not None:
+                passed = unpack_bits(inside, layer.op.rows(dx).shape[1]).reshape(layer.op.rows(dx).shape)
+                layer.op.rows(dx).mul_(passed)
+        return dx, dw, offset, None, None, None, None, None
 
 
-def _restore(values: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> QTensor | Tensor:
-    return values if scale is None else QTensor(values=values, scale=scale, zero_point=zero_point)
+class Gradient:
+    """The gradient of a layer's output as the backward GEMMs want it: before the epilogue, float or quantised.
+
+    It is masked once, quantised where the windows' maxima are and only then spread over them: zeros need no rounding.
+    """
+
+    def __init__(
+        self, layer: "QuantLayer", g: Tensor, steps: Epilogue | None, mask: Tensor | None, size: tuple[int, int]
+    ) -> None:
+        self.layer, self.steps, self.mask, self.size = layer, steps, mask, size
+        self.impl = layer.op.impl
+        g = layer.op.layout(g.float())
+        if mask is not None:
+            # A linear layer's mask has rows, whatever the rank of its output.
+            rows = g if mask.dim() == g.dim() else layer.op.rows(g)
+            g = fused.mask_gradient(rows, mask, steps, impl=self.impl).reshape(g.shape)
+        self.compact = g
+        self._codes: tuple[Tensor, QTensor] | None = None
+
+    def _spread(self, t: Tensor) -> Tensor:
+        if self.steps is None or self.steps.pool == 1:
+            return t
+        return fused.spread(t, self.mask, self.steps, self.size, impl=self.impl)
+
+    def sum_to(self, shape: torch.Size) -> Tensor:
+        """Return the gradient of the offset, [O] or [O, OH, OW]."""
+        return self.layer.op.rows(self.compact).sum(0) if len(shape) == 1 else self._spread(self.compact).sum(0)
+
+    def operands(self, role: str, w: Any = None) -> tuple[Tensor, QTensor | None]:
+        """Return (float gradient, its codes or None) for one role: what that role does not use is not made."""
+        layer = self.layer
+        precision = layer.scheme.precision_of(role)
+        if layer.quantizer_g is None or precision not in ("fake", "int8"):
+            return self._spread(self.compact), None
+        if precision == "int8" and isinstance(w, QTensor) and w.per_channel:
+            # The sum runs over the channel that the scale belongs to, so the scale goes into g first.
+            scaled = self.compact * layer.op.per_channel(w.scale.flatten())
+            return scaled, self._quantized(scaled, role)
+        if self._codes is None:
+            self._codes = self.compact, self._quantized(self.compact, role)
+        return self._codes
+
+    def _quantized(self, g: Tensor, role: str) -> QTensor:
+        pooled = self.steps is not None and self.steps.pool > 1
+        numel = g.shape[0] * g.shape[1] * self.size[0] * self.size[1] if pooled else g.numel()
+        q = self.layer.quantize_gradient(g, role, numel)
+        return QTensor(values=self._spread(q.values), scale=q.scale, zero_point=q.zero_point)

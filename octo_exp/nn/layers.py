@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.errors import UserError
-from octo_exp.kernels.api import ConvGeometry
+from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.nn.activation import activate
 from octo_exp.nn.function import Observer, QuantGemm, cross_term
 from octo_exp.nn.ops import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
@@ -32,6 +34,8 @@ class QuantLayer(nn.Module):
     def setup(self, name: str, scheme: Scheme, op: Op, clock: Clock, output_shape: tuple[int, ...] | None) -> None:
         """Build quantisers and compensation; `output_shape` (C, H, W) is needed for granularity=element alone."""
         self.layer_name, self.scheme, self.op, self.clock = name, scheme, op, clock
+        # ReLU and pooling that follow this layer, where `fuse` has found them.
+        self.steps: Epilogue | None = None
         self.observer: Observer | None = None
         common: dict[str, Any] = {"layer": name, "clock": clock}
         self.quantizer_x = self._quantizer("x", stored=True, **common)
@@ -50,7 +54,7 @@ class QuantLayer(nn.Module):
         if spec is None or not self.scheme.quantized_in(operand):
             return None
         clip = self.scheme.clip if operand == "g" else None
-        return Quantizer(spec, operand=operand, layer=layer, clock=clock, stored=stored, clip=clip)
+        return Quantizer(spec, operand=operand, layer=layer, clock=clock, stored=stored, clip=clip, impl=self.op.impl)
 
     def quantizer_of(self, operand: str) -> Quantizer | None:
         """Return the quantiser of x, w, g or g_scaled; None where that operand stays float."""
@@ -92,28 +96,35 @@ class QuantLayer(nn.Module):
         # Once a step, for the cross term and for the compensation of it.
         shifted = xq is not None and xq.zero_point is not None and wq is not None
         code_sums = self.op.weight_sums(wq.values) if shifted else None
-        term = self._compensation(xq, wq, code_sums)
-        offset, extra = (None, term) if term is not None and term.dim() > 1 else (term, None)
-        if self.bias is not None:
-            offset = self.bias if offset is None else self.bias + offset
+        terms = [] if self.bias is None else [self.bias]
+        term, slope = self._compensation(xq, wq, code_sums)
+        if term is not None:
+            terms.append(term)
         if shifted and self.scheme.output == "int8":
-            cross = cross_term(xq, wq, code_sums)
-            offset = cross if offset is None else offset + cross
-        y = QuantGemm.apply(x, self.weight, offset, self, xq, wq)
-        if extra is not None:
-            y = y + extra
-        return self._give_back_error(x, y) if self._is_oracle else y
+            terms.append(cross_term(xq, wq, code_sums))
+        offset = self._sum_offsets(terms)
+        if not self._is_oracle:
+            return QuantGemm.apply(x, self.weight, offset, self, xq, wq, slope, self.steps)
+        y = self._give_back_error(x, QuantGemm.apply(x, self.weight, offset, self, xq, wq, slope, None))
+        return y if self.steps is None else activate(y, self.steps, self.op.impl)
 
-    def _compensation(self, xq: QTensor | None, wq: QTensor | None, code_sums: Tensor | None) -> Tensor | None:
+    def _sum_offsets(self, terms: list[Tensor]) -> Tensor | None:
+        if any(term.dim() > 1 for term in terms):
+            terms = [self.op.per_channel(term) for term in terms]
+        return sum(terms[1:], start=terms[0]) if terms else None
+
+    def _compensation(
+        self, xq: QTensor | None, wq: QTensor | None, code_sums: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return LAC's term and its derivative with respect to sum_k(w): rounding is straight-through there."""
         if self.compensator is None:
-            return None
+            return None, None
         if not self.compensator.uses_zero_point:
-            return self.compensator.term(None)
-        sums = self.weight.sum(dim=tuple(range(1, self.weight.dim())))
-        if code_sums is not None:
-            # The value is that of the quantised weight, the gradient passes straight through.
-            sums = sums + (code_sums * wq.scale.flatten() - sums).detach()
-        return self.compensator.term(xq.scale * xq.zero_point * sums)
+            return self.compensator.term(None), None
+        with torch.no_grad():
+            zero = xq.scale * xq.zero_point
+            sums = self.weight.flatten(1).sum(1) if code_sums is None else code_sums * wq.scale.flatten()
+        return self.compensator.term(zero * sums), self.compensator.slope(zero)
 
     @property
     def _is_oracle(self) -> bool:
@@ -127,13 +138,11 @@ class QuantLayer(nn.Module):
             error = exact - y
         return y + error
 
-    def quantize_gradient(self, g: Tensor, role: str) -> QTensor | None:
-        """Quantise the gradient for one backward role; None where that role uses it as it is."""
-        if self.quantizer_g is None or self.scheme.precision_of(role) not in ("fake", "int8"):
-            return None
+    def quantize_gradient(self, g: Tensor, role: str, numel: int) -> QTensor:
+        """Quantise the gradient for one backward role; `numel` counts the zeros of a pooled gradient as well."""
         scaled = role == "grad_input" and self.quantizer_g_scaled is not None
         quantizer = self.quantizer_g_scaled if scaled and self.scheme.grad_input == "int8" else self.quantizer_g
-        q: QTensor = quantizer(g)
+        q: QTensor = quantizer(g, numel)
         if self.observer is not None:
             self.observer(self, "g" if quantizer is self.quantizer_g else "g_scaled", g, q)
         return q

@@ -1,7 +1,7 @@
 """The three GEMMs of a linear or convolution layer, as integers and as floats, behind one face.
 
-Both classes take x [N, ...], w and g in the layer's own shapes and return outputs in them. Integer methods return exact
-accumulators; float methods multiply in the operands' own dtype.
+Both classes take x [N, ...], w and g in the layer's own shapes and return tensors in them, float32. Integer methods
+multiply int8 codes exactly and scale the accumulator; float methods multiply in the operands' own dtype.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.kernels import api
-from octo_exp.kernels.api import ConvGeometry
+from octo_exp.kernels import api, fused
+from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.kernels.geometry import ConvGeometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,26 +47,41 @@ class LinearOp(GemmOp):
         return v
 
     @staticmethod
-    def empty(shape: torch.Size, device: torch.device) -> Tensor:
-        """Return an uninitialised float32 tensor whose `rows` is a view."""
-        return torch.empty(shape, device=device)
-
-    @staticmethod
     def layout(t: Tensor) -> Tensor:
         """Return t in the memory layout the kernels want."""
         return t.contiguous()
 
-    def int_output(self, x: Tensor, w: Tensor, pad_value: Tensor | int) -> Tensor:
-        """Return x @ w^T, rows [M, O]; nothing is padded, so `pad_value` is not used."""
-        return api.int8_matmul(self.rows(x), w.t(), impl=self.impl)
+    def output(
+        self,
+        x: Tensor,
+        w: Tensor,
+        *,
+        pad_value: Tensor | int,
+        scale: Tensor,
+        offset: Tensor | None,
+        steps: Epilogue | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(activated x @ w^T * scale + offset, mask); nothing is padded, so `pad_value` is not used."""
+        y, mask = fused.int8_matmul_scaled(self.rows(x), w.t(), scale, offset, steps, impl=self.impl)
+        # No view, which an in-place operation may not change.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], w.shape[0])), mask
 
-    def int_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
-        """Return g @ w, rows [M, I]."""
-        return api.int8_matmul(self.rows(g), w, impl=self.impl)
+    def grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size, *, scale: Tensor) -> Tensor:
+        """Return g @ w * scale, [..., I]."""
+        return fused.int8_matmul_scaled(self.rows(g), w, scale, None, impl=self.impl)[0].reshape(x_shape)
 
-    def int_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size, pad_value: Tensor | int) -> Tensor:
-        """Return g^T @ x, [O, I]."""
-        return api.int8_matmul(self.rows(g).t(), self.rows(x), impl=self.impl)
+    def grad_weight(
+        self,
+        g: Tensor,
+        x: Tensor,
+        w_shape: torch.Size,
+        *,
+        pad_value: Tensor | int,
+        scale: Tensor,
+        offset: Tensor | None,
+    ) -> Tensor:
+        """Return g^T @ x * scale + offset (one a row), [O, I]."""
+        return fused.int8_matmul_grad_weight(self.rows(g), self.rows(x), scale, offset, impl=self.impl)
 
     def float_output(self, x: Tensor, w: Tensor) -> Tensor:
         """Return x @ w^T, [..., O]."""
@@ -79,14 +95,14 @@ class LinearOp(GemmOp):
         """Return g^T @ x, [O, I]."""
         return self.rows(g).t() @ self.rows(x)
 
-    def output_shape(self, x_shape: torch.Size, w_shape: torch.Size) -> torch.Size:
-        """Return the shape of the layer's output."""
-        return torch.Size((*x_shape[:-1], w_shape[0]))
+    def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int]:
+        """Return (1, 1): a linear layer's output has no positions to pool."""
+        return 1, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvOp(GemmOp):
-    """x [N, C, H, W], w [O, C/G, KH, KW] -> [N, O, OH, OW]; int8 tensors are channels-last in memory."""
+    """x [N, C, H, W], w [O, C/G, KH, KW] -> [N, O, OH, OW]; tensors are channels-last in memory."""
 
     geometry: ConvGeometry
 
@@ -97,32 +113,49 @@ class ConvOp(GemmOp):
 
     @staticmethod
     def per_channel(v: Tensor) -> Tensor:
-        """[C] -> [C, 1, 1]: what broadcasts against [N, C, H, W]."""
-        return v.reshape(-1, 1, 1)
-
-    @staticmethod
-    def empty(shape: torch.Size, device: torch.device) -> Tensor:
-        """Return an uninitialised float32 tensor, channels-last, whose `rows` is a view."""
-        return torch.empty(shape, device=device, memory_format=torch.channels_last)
+        """[C] -> [C, 1, 1]: what broadcasts against [N, C, H, W]; [C, H, W] as it is."""
+        return v.reshape(-1, 1, 1) if v.dim() == 1 else v
 
     @staticmethod
     def layout(t: Tensor) -> Tensor:
         """Return t in the memory layout the kernels want."""
         return t.contiguous(memory_format=torch.channels_last)
 
-    def int_output(self, x: Tensor, w: Tensor, pad_value: Tensor | int) -> Tensor:
-        """Return conv(x, w), rows [N*OH*OW, O]."""
-        return self.rows(api.int8_conv2d(x, w, self.geometry, pad_value=pad_value, impl=self.impl))
+    def output(
+        self,
+        x: Tensor,
+        w: Tensor,
+        *,
+        pad_value: Tensor | int,
+        scale: Tensor,
+        offset: Tensor | None,
+        steps: Epilogue | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(activated conv(x, w) * scale + offset, mask)."""
+        return fused.int8_conv2d_scaled(
+            x, w, self.geometry, pad_value=pad_value, scale=scale, offset=offset, steps=steps, impl=self.impl
+        )
 
-    def int_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
-        """Return the transposed convolution of g, rows [N*H*W, C]."""
+    def grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size, *, scale: Tensor) -> Tensor:
+        """Return the transposed convolution of g, times scale."""
         size = (x_shape[2], x_shape[3])
-        return self.rows(api.int8_conv2d_grad_input(g, w, size, self.geometry, impl=self.impl))
+        return fused.int8_conv2d_grad_input_scaled(g, w, size, self.geometry, scale=scale, impl=self.impl)
 
-    def int_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size, pad_value: Tensor | int) -> Tensor:
-        """Return the correlation of x with g, [O, C/G, KH, KW]."""
+    def grad_weight(
+        self,
+        g: Tensor,
+        x: Tensor,
+        w_shape: torch.Size,
+        *,
+        pad_value: Tensor | int,
+        scale: Tensor,
+        offset: Tensor | None,
+    ) -> Tensor:
+        """Return the correlation of x with g, times scale, plus offset (one a channel), [O, C/G, KH, KW]."""
         kernel = (w_shape[2], w_shape[3])
-        return api.int8_conv2d_grad_weight(x, g, kernel, self.geometry, pad_value=pad_value, impl=self.impl)
+        return fused.int8_conv2d_grad_weight_scaled(
+            x, g, kernel, self.geometry, pad_value=pad_value, scale=scale, offset=offset, impl=self.impl
+        )
 
     def _float_args(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
         return self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups
@@ -139,10 +172,9 @@ class ConvOp(GemmOp):
         """Return the gradient of conv with respect to w."""
         return conv2d_weight(x, w_shape, g, *self._float_args())
 
-    def output_shape(self, x_shape: torch.Size, w_shape: torch.Size) -> torch.Size:
-        """Return the shape of the layer's output."""
-        size = self.geometry.output_size(x_shape[2], x_shape[3], (w_shape[2], w_shape[3]))
-        return torch.Size((x_shape[0], w_shape[0], *size))
+    def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int]:
+        """Return (OH, OW) of the convolution, before any pooling."""
+        return self.geometry.output_size(x_shape[2], x_shape[3], (w_shape[2], w_shape[3]))
 
 
 Op = LinearOp | ConvOp

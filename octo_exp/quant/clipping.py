@@ -25,9 +25,14 @@ def ratio_bounds(low: Tensor, high: Tensor, coefficient: float) -> tuple[Tensor,
     return lower, upper
 
 
-def gaussian_bounds(t: Tensor, low: Tensor, high: Tensor, z: float) -> tuple[Tensor, Tensor]:
-    """(mean - z*sigma, mean + z*sigma), kept within [low, high] and each on its own side of 0."""
-    mean, sigma = t.mean(), t.std(correction=0)
+def gaussian_bounds(t: Tensor, low: Tensor, high: Tensor, z: float, numel: int | None = None) -> tuple[Tensor, Tensor]:
+    """(mean - z*sigma, mean + z*sigma), kept within [low, high] and each on its own side of 0.
+
+    Mean and sigma are those of t and of as many zeros as make it `numel` elements.
+    """
+    share = 1.0 if numel is None else t.numel() / numel
+    mean = t.mean() * share
+    sigma = (share * (t - mean).square().mean() + (1 - share) * mean.square()).sqrt()
     # Both ends of the range hold for both bounds: the mean of a constant tensor may round past them.
     lower = torch.clamp(mean - z * sigma, max=0.0).clamp(low, high)
     upper = torch.clamp(mean + z * sigma, min=0.0).clamp(low, high)
@@ -85,12 +90,12 @@ class Clipper(nn.Module):
         self.register_buffer("log_rho", torch.tensor(math.log(spec.rho_init)), persistent=learned)
         self.register_buffer("last_max", torch.tensor(0.0), persistent=learned)
 
-    def bounds(self, t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """t with range [low, high] -> (lower, upper) to clip to."""
+    def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
+        """t with range [low, high], one of `numel` elements but for zeros -> (lower, upper) to clip to."""
         if self.spec.form == "ratio":
             return ratio_bounds(low, high, self.spec.coefficient)
         if self.spec.form == "gaussian":
-            return gaussian_bounds(t, low, high, self.spec.z)
+            return gaussian_bounds(t, low, high, self.spec.z, numel)
         peak = torch.maximum(low.abs(), high.abs())
         reference = torch.where(self.last_max > 0, self.last_max, peak)
         bound = torch.minimum(self.log_rho.exp() * reference, peak)

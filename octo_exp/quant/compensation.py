@@ -83,6 +83,10 @@ class Compensator(nn.Module):
         """Return what the loss gains, or None."""
         return None
 
+    def slope(self, zero: Tensor) -> Tensor | None:
+        """zero = s_x*z_x, a scalar -> the term's derivative with respect to sum_k(w), of its shape, or None."""
+        return None
+
 
 class ZeroPointCompensator(Compensator):
     """theta of the zero-point form."""
@@ -98,6 +102,10 @@ class ZeroPointCompensator(Compensator):
         if cross is None:
             raise ValueError("the zero-point form needs the cross term")
         return zero_point_term(self.theta, cross)
+
+    def slope(self, zero: Tensor) -> Tensor:
+        """Return -theta*zero."""
+        return -self.theta.detach() * zero
 
 
 class AffineCompensator(Compensator):

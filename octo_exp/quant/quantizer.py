@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.errors import UserError
-from octo_exp.kernels.api import quantize
+from octo_exp.kernels.fused import quantize
 from octo_exp.quant.clipping import Clipper, Clipping
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import Statistics, code_limits, scale_zero_point, tensor_range
-from octo_exp.quant.rounding import Clock, keyed_noise
+from octo_exp.quant.rounding import Clock, keyed_seed
 
 CHOICES = {
     "granularity": ("tensor", "channel"),
@@ -62,41 +62,57 @@ class Quantizer(nn.Module):
     count: Tensor
 
     def __init__(
-        self, spec: OperandSpec, *, operand: str, layer: str, clock: Clock, stored: bool, clip: Clipping | None = None
+        self,
+        spec: OperandSpec,
+        *,
+        operand: str,
+        layer: str,
+        clock: Clock,
+        stored: bool,
+        clip: Clipping | None = None,
+        impl: str = "reference",
     ) -> None:
         super().__init__()
         self.spec, self.operand, self.layer, self.clock, self.stored = spec, operand, layer, clock, stored
+        self.impl = impl
         self.channel_dim = 0 if spec.granularity == "channel" else None
         self.q_min, self.q_max = code_limits(spec.bits, symmetric=spec.symmetric)
-        keep = stored or spec.range == "hindsight"
+        self.tracks = stored or spec.range == "hindsight"
         for name in ("low", "high", "count"):
-            self.register_buffer(name, torch.tensor(0.0), persistent=keep)
-        self.tracks = keep
+            self.register_buffer(name, torch.tensor(0.0), persistent=self.tracks)
         self.clipper: Clipper | None = None if clip is None else clip.build()
 
-    def forward(self, t: Tensor) -> QTensor:
-        """Quantise t (float32) to int8 codes; raises UserError where evaluation finds no stored range."""
+    def forward(self, t: Tensor, numel: int | None = None) -> QTensor:
+        """Quantise t (float32) to int8 codes; raises UserError where evaluation finds no stored range.
+
+        numel: the elements that t stands for, where it leaves out zeros (a pooled gradient); t.numel() if None.
+        """
         low, high = self._range(t)
         bounds: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.clipper is not None:
-            bounds = low, high = self.clipper.bounds(t, low, high)
+            bounds = low, high = self.clipper.bounds(t, low, high, numel)
         scale, zero_point = scale_zero_point(low, high, self.spec.bits, symmetric=self.spec.symmetric)
-        noise = None
+        seed = None
         if self.spec.rounding == "stochastic" and self.training:
-            noise = keyed_noise(t, self.clock.seed, self.clock.step, self.layer, self.operand)
-        values = quantize(
-            t,
-            scale,
-            torch.zeros((), device=t.device) if zero_point is None else zero_point,
-            q_min=self.q_min,
-            q_max=self.q_max,
-            low=bounds[0],
-            high=bounds[1],
-            noise=noise,
-        )
+            seed = keyed_seed(self.clock.seed, self.clock.step, self.layer, self.operand)
+        values = self._codes(t, scale, zero_point, low=bounds[0], high=bounds[1], seed=seed)
         if self.clipper is not None and self.training:
             self.clipper.learn(t, values, scale, self.q_max)
         return QTensor(values=values, scale=scale, zero_point=zero_point)
+
+    def _codes(self, t: Tensor, scale: Tensor, zero_point: Tensor | None, **options: Tensor | int | None) -> Tensor:
+        zero = torch.zeros((), device=t.device) if zero_point is None else zero_point
+        return quantize(t, scale, zero, q_min=self.q_min, q_max=self.q_max, impl=self.impl, **options)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether `again` gives the same codes: the range is that of the scale alone, and no noise is drawn."""
+        return self.clipper is None and not (self.spec.rounding == "stochastic" and self.training)
+
+    def again(self, t: Tensor, scale: Tensor) -> QTensor:
+        """Quantise t symmetrically with a scale of before; codes (int8) are taken as they are."""
+        values = t if t.dtype == torch.int8 else self._codes(t, scale, None)
+        return QTensor(values=values, scale=scale)
 
     @property
     def may_clip(self) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octo_exp.kernels.elementwise import dense_flat
+
 # The smallest normal float32: an all-zero tensor gets it as its scale, so nothing divides by 0.
 TINY = float(torch.finfo(torch.float32).tiny)
 
@@ -23,7 +25,9 @@ def code_limits(bits: int, *, symmetric: bool) -> tuple[int, int]:
 def tensor_range(t: Tensor, channel_dim: int | None = None) -> tuple[Tensor, Tensor]:
     """(min, max) of t: scalars, or one a channel, shaped to broadcast against t."""
     if channel_dim is None:
-        low, high = torch.aminmax(t)
+        # In the order of memory: aminmax of a channels-last tensor would copy it first.
+        flat = dense_flat(t)
+        low, high = torch.aminmax(t if flat is None else flat)
         return low, high
     others = [d for d in range(t.dim()) if d != channel_dim]
     return t.amin(others, keepdim=True), t.amax(others, keepdim=True)

@@ -3,9 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 @dataclass(slots=True)
 class Clock:
@@ -19,9 +16,3 @@ def keyed_seed(*key: int | str) -> int:
     """Return a 63-bit seed that depends on every part of the key and on their order."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def keyed_noise(t: Tensor, *key: int | str) -> Tensor:
-    """Uniform noise in [0, 1), float32, of t's shape, drawn on t's device from the key alone."""
-    generator = torch.Generator(device=t.device).manual_seed(keyed_seed(*key))
-    return torch.rand(t.shape, generator=generator, device=t.device)

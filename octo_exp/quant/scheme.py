@@ -13,6 +13,7 @@ from octo_exp.quant.quantizer import OperandSpec
 ROLES = ("output", "grad_input", "grad_weight")
 PRECISIONS = ("fp32", "bf16", "fake", "int8")
 OPERANDS = ("x", "w", "g")
+NORM_INPUTS = ("fp32", "bf16", "int8")
 # The two operands that each GEMM multiplies.
 ROLE_OPERANDS = {"output": ("x", "w"), "grad_input": ("g", "w"), "grad_weight": ("g", "x")}
 
@@ -26,6 +27,7 @@ class Scheme:
     skip: layers kept in float: `first`, `last`, or name patterns. overrides: name pattern -> changed fields, e.g.
     {"features.*": {"bits": 4, "grad_weight": "bf16", "x": {"range": "hindsight"}}}.
     precision: Lightning's precision for everything that is not quantised.
+    norm_input: what batch norms keep for the backward pass: fp32 | bf16 | int8.
     """
 
     name: str
@@ -41,9 +43,12 @@ class Scheme:
     overrides: Mapping[str, Mapping[str, Any]] | None
     precision: str
     bits: int
+    norm_input: str
 
     def __post_init__(self) -> None:
         """Refuse combinations that could not run as they say."""
+        if self.norm_input not in NORM_INPUTS:
+            raise UserError(f"quant.norm_input={self.norm_input!r}; choose one of {', '.join(NORM_INPUTS)}")
         for role in ROLES:
             if self.precision_of(role) not in PRECISIONS:
                 raise UserError(f"quant.{role}={self.precision_of(role)!r}; choose one of {', '.join(PRECISIONS)}")
@@ -56,6 +61,8 @@ class Scheme:
                 raise UserError(f"quant.{operand}.granularity=channel: the GEMM sums over that channel; only w may")
         if self.g is not None and not self.g.symmetric:
             raise UserError("quant.g.symmetric=false: gradients are quantised symmetrically around 0")
+        if self.w is not None and not self.w.symmetric and "int8" in (self.output, self.grad_input):
+            raise UserError("quant.w.symmetric=false: int8 products take weights with zero point 0; use fake roles")
         self._check_compensation()
 
     def _check_compensation(self) -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from octo_exp.kernels import elementwise
+from octo_exp.kernels import elementwise, fused
 from octo_exp.kernels.api import dequantize, quantize, scale_accumulator
 
 
@@ -9,8 +9,7 @@ def test_blocks_change_nothing(monkeypatch):
     zero = torch.tensor(3.0)
     options = {"q_min": -128, "q_max": 127, "low": torch.tensor(-1.5), "high": torch.tensor(2.0)}
     for layout in (t, t.to(memory_format=torch.channels_last), t.transpose(1, 3)):
-        noise = torch.rand(layout.shape)
-        for extra in ({}, {"noise": noise}):
+        for extra in ({}, {"seed": 11}):
             whole = quantize(layout, torch.tensor(0.02), zero, **options, **extra)
             with monkeypatch.context() as patch:
                 patch.setattr(elementwise, "BLOCK", 100)
@@ -22,9 +21,9 @@ def test_blocks_change_nothing(monkeypatch):
 def test_values_are_clipped_before_they_are_rounded():
     t, scale, zero = torch.linspace(-3, 3, 101), torch.tensor(0.02), torch.tensor(3.0)
     low, high = torch.tensor(-1.0), torch.tensor(2.0)
-    for noise in (None, torch.rand(101)):
-        clipped = quantize(t, scale, zero, q_min=-128, q_max=127, low=low, high=high, noise=noise)
-        expected = quantize(t.clamp(-1.0, 2.0), scale, zero, q_min=-128, q_max=127, noise=noise)
+    for seed in (None, 11):
+        clipped = quantize(t, scale, zero, q_min=-128, q_max=127, low=low, high=high, seed=seed)
+        expected = quantize(t.clamp(-1.0, 2.0), scale, zero, q_min=-128, q_max=127, seed=seed)
         assert torch.equal(clipped, expected)
     assert int(clipped.min()) in (-47, -46)
 
@@ -34,6 +33,26 @@ def test_one_channels_scale_may_have_the_tensors_dimensions(monkeypatch):
     t, scale, zero = torch.randn(1, 70), torch.full((1, 1), 0.02), torch.tensor(0.0)
     out = quantize(t, scale, zero, q_min=-127, q_max=127)
     assert torch.equal(out, quantize(t, scale[0, 0], zero, q_min=-127, q_max=127))
+
+
+def test_a_scale_a_row_changes_no_draw():
+    t, scale, zero = torch.randn(7, 9), torch.tensor(0.02), torch.tensor(0.0)
+    for layout in (t, t.reshape(7, 3, 3, 1), t.reshape(7, 3, 3, 1).contiguous(memory_format=torch.channels_last)):
+        rows = scale.expand(7).reshape(7, *[1] * (layout.dim() - 1))
+        expected = quantize(layout, scale, zero, q_min=-127, q_max=127, seed=11)
+        assert torch.equal(quantize(layout, rows, zero, q_min=-127, q_max=127, seed=11), expected)
+
+
+def test_row_scales_are_one_a_first_dimension():
+    t = torch.randn(4, 4)
+    assert elementwise.has_row_scales(t, torch.ones(4, 1))
+    for scale in (torch.ones(4), torch.ones(1, 4), torch.ones(4, 4), torch.ones(1, 1), torch.tensor(1.0)):
+        assert not elementwise.has_row_scales(t, scale)
+    # One a column: every implementation broadcasts it.
+    columns, zero = torch.rand(4) + 0.1, torch.tensor(0.0)
+    for impl in ("reference", "torch"):
+        out = fused.quantize(t, columns, zero, q_min=-127, q_max=127, impl=impl)
+        assert torch.equal(out, (t / columns).round().to(torch.int8))
 
 
 def test_nearest_even_and_saturation():

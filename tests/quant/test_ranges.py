@@ -9,7 +9,7 @@ from octo_exp.errors import UserError
 from octo_exp.kernels.api import dequantize, quantize
 from octo_exp.quant.quantizer import OperandSpec, Quantizer
 from octo_exp.quant.ranges import code_limits, scale_zero_point, tensor_range
-from octo_exp.quant.rounding import Clock, keyed_noise, keyed_seed
+from octo_exp.quant.rounding import Clock, keyed_seed
 
 TENSORS = {
     "gaussian": torch.randn(1000, generator=torch.Generator().manual_seed(0)),
@@ -102,7 +102,7 @@ def test_stochastic_rounding_is_unbiased_and_keyed():
     scale, zero = torch.tensor(1.0), torch.tensor(0.0)
 
     def draw(*key):
-        return quantize(t, scale, zero, q_min=-127, q_max=127, noise=keyed_noise(t, *key))
+        return quantize(t, scale, zero, q_min=-127, q_max=127, seed=keyed_seed(*key))
 
     mean = draw(0, 1, "a").float().mean().item()
     # 4 standard errors of a Bernoulli(0.3) mean over 10,000 draws: 4 * sqrt(.21 / 1e4) = 0.0183.

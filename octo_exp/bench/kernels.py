@@ -1,0 +1,188 @@
+"""The rate of each kernel of a training step, and its share of this machine's ceiling, measured in the same run.
+
+    python -m octo_exp.bench.kernels model=vgg11 data=cifar10 --batch 128
+
+GEMM work (a convolution counts its multiply-adds) is held against the fastest of some well-shaped int8 GEMMs, passes
+over memory against a copy. Each kernel is checked against the plain torch form before it is timed.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from octo_exp.bench.measure import alternate, describe, machine
+from octo_exp.bench.subjects import batch, config, float_net
+from octo_exp.errors import UserError
+from octo_exp.kernels import api, fused
+from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.kernels.geometry import ConvGeometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One kernel on one shape: `run(impl)`, and its work, in operations (a multiply-add is 2) or bytes."""
+
+    name: str
+    run: Callable[[str], Any]
+    operations: int = 0
+    bytes: int = 0
+
+
+def codes(*shape: int) -> Tensor:
+    """Return keyed random int8 codes, channels-last where 4-D."""
+    t = torch.randint(-127, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+
+
+def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
+    """Return the cases of one convolution layer on inputs of `shape` [N, C, H, W]."""
+    n, c, h, w = shape
+    o, kernel = conv.out_channels, conv.kernel_size
+    geometry = ConvGeometry(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+    oh, ow = geometry.output_size(h, w, kernel)
+    x, weight, g = codes(n, c, h, w), codes(o, c // conv.groups, *kernel), codes(n, o, oh, ow)
+    scale, work = torch.tensor(1e-4), 2 * n * oh * ow * o * weight[0].numel()
+    steps = Epilogue(relu=True, pool=2 if min(oh, ow) > 1 else 1)
+    floats = x.float()
+    y = g.float()
+    mask = fused.activate(y, steps, impl="reference")[1]
+    pooled = torch.randn(n, o, oh // steps.pool, ow // steps.pool).contiguous(memory_format=torch.channels_last)
+    zero = torch.zeros(())
+
+    def output(impl: str) -> Any:
+        return fused.int8_conv2d_scaled(
+            x, weight, geometry, pad_value=0, scale=scale, offset=None, steps=steps, impl=impl
+        )
+
+    def grad_weight(impl: str) -> Any:
+        return fused.int8_conv2d_grad_weight_scaled(
+            x, g, kernel, geometry, pad_value=0, scale=scale, offset=None, impl=impl
+        )
+
+    def grad_input(impl: str) -> Any:
+        return fused.int8_conv2d_grad_input_scaled(g, weight, (h, w), geometry, scale=scale, impl=impl)
+
+    def quantize(impl: str) -> Any:
+        return fused.quantize(floats, scale, zero, q_min=-127, q_max=127, impl=impl)
+
+    def spread(impl: str) -> Any:
+        return fused.spread(pooled, mask, steps, (oh, ow), impl=impl)
+
+    cases = [
+        Case(name=f"{name} output + ReLU + pool", run=output, operations=work),
+        Case(name=f"{name} grad_input", run=grad_input, operations=work),
+        Case(name=f"{name} grad_weight", run=grad_weight, operations=work),
+        Case(name=f"{name} quantise x", run=quantize, bytes=x.numel() * 5),
+    ]
+    if steps.pool > 1:
+        cases.append(Case(name=f"{name} spread g", run=spread, bytes=4 * y.numel() + 5 * pooled.numel()))
+    return cases
+
+
+def layers(overrides: Sequence[str], batch_size: int) -> list[tuple[str, nn.Conv2d, tuple[int, ...]]]:
+    """Return (name, convolution, input shape) of a model's convolutions, the first left out: it stays float."""
+    cfg = config(overrides)
+    net, found = float_net(cfg), []
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda m, inputs, name=name: found.append((name, m, tuple(inputs[0].shape)))
+            )
+    with torch.no_grad():
+        net.eval()(batch(cfg, 1)[0])
+    return [(name, conv, (batch_size, *shape[1:])) for name, conv, shape in found[1:]]
+
+
+def ceilings(impl: str) -> list[Case]:
+    """Return what the others are held against: well-shaped int8 GEMMs, a copy of 32 MiB."""
+    cases = []
+    for m, k, n in ((4096, 4096, 4096), (4096, 4096, 512), (2048, 2304, 512), (8192, 2304, 256)):
+        a, b = codes(m, k), codes(n, k).t()
+        run = functools.partial(api.int8_matmul, a, b, impl=impl)
+        cases.append(Case(name=f"int8 GEMM {m} x {k} x {n}", run=lambda _, run=run: run(), operations=2 * m * k * n))
+    source = torch.empty(2**23)
+    target = torch.empty_like(source)
+    return [*cases, Case(name="copy 32 MiB", run=lambda _: target.copy_(source), bytes=2 * 4 * 2**23)]
+
+
+def check(case: Case, impl: str) -> None:
+    """Raise UserError where the kernel does not give what the plain torch form gives."""
+    fast, slow = case.run(impl), case.run("reference")
+    pairs = zip(fast, slow, strict=True) if isinstance(fast, tuple) else [(fast, slow)]
+    if not all((a is None and b is None) or torch.equal(a, b) for a, b in pairs):
+        raise UserError(f"{case.name}: kernel={impl} differs from the reference: nothing is printed")
+
+
+def measure(overrides: Sequence[str], *, impl: str, batch_size: int, rounds: int, check_batch: int) -> dict[str, Any]:
+    """Return rates and shares of the ceilings, every kernel of the model's convolutions."""
+    for name, conv, shape in layers(overrides, check_batch):
+        for case in conv_cases(name, conv, shape):
+            check(case, impl)
+    cases = [case for name, conv, shape in layers(overrides, batch_size) for case in conv_cases(name, conv, shape)]
+    top = ceilings(impl)
+    steps = {case.name: (lambda case=case: case.run(impl)) for case in [*top, *cases]}
+    medians = {name: statistics.median(values) for name, values in alternate(steps, warmup=2, rounds=rounds).items()}
+    rates = {case.name: (case.operations or case.bytes) / medians[case.name] / 1e6 for case in [*top, *cases]}
+    rows = []
+    for case in [*top, *cases]:
+        ceiling = max(rates[other.name] for other in top if bool(other.operations) == bool(case.operations))
+        rows.append(
+            {
+                "kernel": case.name,
+                "ms": medians[case.name],
+                "rate": rates[case.name],
+                "unit": "GOP/s" if case.operations else "GB/s",
+                "share": rates[case.name] / ceiling,
+            }
+        )
+    return {"overrides": list(overrides), "batch": batch_size, "impl": impl, "machine": machine(), "kernels": rows}
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print a row a kernel."""
+    title = f"{' '.join(result['overrides'])}, batch {result['batch']}, kernel={result['impl']}"
+    table = Table(title=title, caption=describe(result["machine"]))
+    for column in ("kernel", "ms", "rate", "of the ceiling"):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    for row in result["kernels"]:
+        table.add_row(row["kernel"], f"{row['ms']:.2f}", f"{row['rate']:,.0f} {row['unit']}", f"{row['share']:.0%}")
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and keep the JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--impl", default="torch", choices=("torch", "triton"))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        result = measure(
+            options.overrides, impl=options.impl, batch_size=options.batch, rounds=options.rounds, check_batch=2
+        )
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
+        return 1
+    show(result, Console())
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""What the benchmarks compare: one float network, trained a step as fp32, as bf16, compiled, or quantised."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from octo_exp.build import quantize_net, speed_guard
+from octo_exp.errors import UserError
+from octo_exp.kernels.api import resolve_impl
+from octo_exp.nn.convert import compensation_penalty, parameter_groups
+from octo_exp.nn.layers import QuantLayer
+from octo_exp.quant.rounding import Clock
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FLOATS = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last", "fp32_compiled", "torchao_int8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A name, the net, and one training step (zero_grad, forward, backward, SGD) that returns the loss."""
+
+    name: str
+    net: nn.Module
+    images: Tensor
+    labels: Tensor
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def step(self) -> Tensor:
+        """Run one step."""
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def loss(self) -> Tensor:
+        """Return the loss of a forward pass."""
+        loss = F.cross_entropy(self.forward(self.images), self.labels)
+        penalty = compensation_penalty(self.net)
+        return loss if penalty is None else loss + penalty
+
+
+def config(overrides: Sequence[str]) -> DictConfig:
+    """Compose the project's config, as train.py would."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def batch(cfg: DictConfig, size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return keyed random images [N, C, S, S] of the model's size and labels: timing needs no data set."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)
+    images = torch.randn(shape, generator=generator)
+    return images.to(device), torch.randint(0, cfg.model.num_classes, (size,), generator=generator).to(device)
+
+
+def float_net(cfg: DictConfig) -> nn.Module:
+    """Return the float network, the same weights for everyone."""
+    torch.manual_seed(0)
+    return instantiate(cfg.model, _convert_="all")
+
+
+def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str = "cpu") -> Subject:
+    """Return a subject: one of FLOATS, or the name of a scheme (`int8`, `octo`, ...).
+
+    Raises UserError where an optional package is missing.
+    """
+    cfg = config(overrides if name in FLOATS else [*overrides, f"quant={name}"])
+    images, labels = batch(cfg, batch_size, device)
+    net = float_net(cfg).to(device)
+    forward: Callable[[Tensor], Tensor] = net
+    if name.endswith("channels_last") or name not in FLOATS:
+        net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    if name not in FLOATS:
+        forward = _quantized(net, cfg, batch_size, device)
+    elif name.startswith("bf16"):
+        forward = _autocast(net, device)
+    elif name == "fp32_compiled":
+        forward = torch.compile(net)
+    elif name == "torchao_int8":
+        _torchao(net)
+    optimizer = torch.optim.SGD(parameter_groups(net), lr=1e-3)
+    return Subject(name=name, net=net, images=images, labels=labels, forward=forward, optimizer=optimizer)
+
+
+def _quantized(net: nn.Module, cfg: DictConfig, batch_size: int, device: str) -> Callable[[Tensor], Tensor]:
+    """Convert as a run would, speed guard included."""
+    scheme, impl = instantiate(cfg.quant, _convert_="all"), resolve_impl(cfg.kernel.impl, device)
+    shape = (cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)
+    verdict = None
+    if cfg.kernel.guard:
+        verdict = speed_guard(net, scheme, impl=impl, input_shape=shape, batch_size=batch_size)
+    quantize_net(net, scheme, verdict, impl=impl, clock=Clock(), input_shape=shape)
+    return _autocast(net, device) if verdict is not None and verdict.whole == "bf16" else net
+
+
+def _autocast(net: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return net(images)
+
+    return forward
+
+
+def _torchao(net: nn.Module) -> None:
+    if importlib.util.find_spec("torchao") is None:
+        raise UserError("torchao_int8 needs torchao: pip install torchao, or leave it out of --subjects")
+    from torchao.prototype.quantized_training import int8_mixed_precision_training
+    from torchao.quantization import quantize_
+
+    quantize_(net, int8_mixed_precision_training())
+
+
+def precisions(net: nn.Module) -> dict[str, str]:
+    """Return what every convolution and linear layer computes in: `int8`, or the type that it stays in."""
+    found: dict[str, str] = {}
+    for name, module in net.named_modules():
+        if isinstance(module, QuantLayer):
+            roles = {module.scheme.precision_of(role) for role in ("output", "grad_input", "grad_weight")}
+            found[name] = "/".join(sorted(roles))
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            found[name] = getattr(module, "precision", "fp32")
+    return found
+
+
+def replaced(subject: Subject, **changes: Tensor) -> Subject:
+    """Return the subject with another batch."""
+    return dataclasses.replace(subject, **changes)

@@ -1,0 +1,296 @@
+"""Compiled loops of the CPU path (numba): what stands between the int8 GEMMs, one pass over memory each.
+
+Arrays are C-contiguous; activations are NHWC, so a pixel's channels are adjacent and every inner loop runs over them.
+Threads are torch's own where numba finds its OpenMP; work is split by rows of pixels, never by thread, and no result
+depends on the split. Compiled on first use (some seconds) and kept in numba's cache.
+"""
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from octo_exp.kernels import philox
+
+# torch has loaded its OpenMP before: the same threads serve both, and none waits for the other's.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+_INNER = {"cache": True, "error_model": "numpy"}
+_OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
+# Elements a block of an elementwise loop.
+_BLOCK = 16_384
+_ZERO = np.float32(0)
+_MULTIPLIERS, _KEY_STEPS = (tuple(np.uint64(v) for v in words) for words in (philox.MULTIPLIERS, philox.KEY_STEPS))
+_NO_WORD, _WORD, _LOW_WORD = np.uint64(0), np.uint64(32), np.uint64(philox.LOW_WORD)
+_UNIT = np.float32(philox.UNIT)
+
+
+@njit(**_INNER)
+def _quantize(t, out, scale, zero_point, q_min, q_max, low, high):
+    for i in range(t.size):
+        v = t[i]
+        v = low if v < low else v
+        v = high if v > high else v
+        v = np.rint(v / scale) + zero_point
+        v = q_min if v < q_min else v
+        v = q_max if v > q_max else v
+        out[i] = np.int8(v)
+
+
+@njit(**_OUTER)
+def quantize(t, out, scale, zero_point, q_min, q_max, low, high):
+    """t [M], float32 -> out [M] int8; every bound and constant a float32."""
+    n = t.size
+    for b in prange((n + _BLOCK - 1) // _BLOCK):
+        start, stop = b * _BLOCK, min(n, b * _BLOCK + _BLOCK)
+        _quantize(t[start:stop], out[start:stop], scale, zero_point, q_min, q_max, low, high)
+
+
+@njit(**_OUTER)
+def quantize_rows(t, out, scale, q_min, q_max):
+    """t [R, K] float32, scale [R] -> out [R, K] int8: one scale a row, no zero point."""
+    for r in prange(t.shape[0]):
+        _quantize(t[r], out[r], scale[r], _ZERO, q_min, q_max, -np.float32(np.inf), np.float32(np.inf))
+
+
+@njit(**_INNER)
+def _uniform(i, seed):
+    # See `philox.uniform`; every word is a uint64, for numba makes floats of mixed signs.
+    c0, c1, c2, c3 = i & _LOW_WORD, i >> _WORD, _NO_WORD, _NO_WORD
+    k0, k1 = seed & _LOW_WORD, seed >> _WORD
+    for _ in range(philox.ROUNDS):
+        a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = b >> _WORD ^ c1 ^ k0, b & _LOW_WORD, a >> _WORD ^ c3 ^ k1, a & _LOW_WORD
+        k0, k1 = k0 + _KEY_STEPS[0] & _LOW_WORD, k1 + _KEY_STEPS[1] & _LOW_WORD
+    return np.float32(np.int64(min(c0, _LOW_WORD - c0))) * _UNIT
+
+
+@njit(**_INNER)
+def _quantize_noisy(t, out, first, seed, scale, zero_point, q_min, q_max, low, high):
+    for i in range(t.size):
+        v = t[i]
+        v = low if v < low else v
+        v = high if v > high else v
+        v = np.floor(v / scale + _uniform(np.uint64(first + i), seed)) + zero_point
+        v = q_min if v < q_min else v
+        v = q_max if v > q_max else v
+        out[i] = np.int8(v)
+
+
+@njit(**_OUTER)
+def quantize_noisy(t, out, seed, scale, zero_point, q_min, q_max, low, high):
+    """As `quantize`, with floor(. + noise) for rounding; element i draws from (seed, i), a uint64."""
+    n = t.size
+    for b in prange((n + _BLOCK - 1) // _BLOCK):
+        start, stop = b * _BLOCK, min(n, b * _BLOCK + _BLOCK)
+        _quantize_noisy(t[start:stop], out[start:stop], start, seed, scale, zero_point, q_min, q_max, low, high)
+
+
+@njit(**_INNER)
+def _columns_of_row(x, out, y, kernel, stride, padding, dilation, size, channels, pad_value):
+    (kh, kw), (h, w) = kernel, size
+    for position in range(out.shape[0]):
+        columns = out[position]
+        for i in range(kh):
+            row = y * stride[0] - padding[0] + i * dilation[0]
+            for j in range(kw):
+                column = position * stride[1] - padding[1] + j * dilation[1]
+                target = columns[(i * kw + j) * channels : (i * kw + j + 1) * channels]
+                if 0 <= row < h and 0 <= column < w:
+                    source = x[(row * w + column) * channels : (row * w + column + 1) * channels]
+                    for c in range(channels):
+                        target[c] = source[c]
+                else:
+                    for c in range(channels):
+                        target[c] = pad_value
+
+
+@njit(**_INNER)
+def _columns_of_thin_row(x, out, y, kernel, stride, padding, size, channels, pad_value):
+    # Few channels: the taps of a kernel row lie side by side, so they are one run.
+    (kh, kw), (h, w) = kernel, size
+    for position in range(out.shape[0]):
+        columns = out[position]
+        column = position * stride[1] - padding[1]
+        first, last = min(max(0, -column), kw), max(0, min(kw, w - column))
+        for i in range(kh):
+            row = y * stride[0] - padding[0] + i
+            target = columns[i * kw * channels : (i + 1) * kw * channels]
+            if 0 <= row < h and first == 0 and last == kw:
+                source = x[(row * w + column) * channels : (row * w + column + kw) * channels]
+                for c in range(kw * channels):
+                    target[c] = source[c]
+            else:
+                for c in range(kw * channels):
+                    inside = 0 <= row < h and first * channels <= c < last * channels
+                    target[c] = x[(row * w + column) * channels + c] if inside else pad_value
+
+
+@njit(**_OUTER)
+def columns_of_input(x, out, kernel, stride, padding, dilation, size, out_size, pad_value):
+    """im2col: x [N, H*W*C] -> out [N*OH*OW, KH*KW*C], the border filled with pad_value."""
+    (oh, ow), channels = out_size, x.shape[1] // (size[0] * size[1])
+    for r in prange(x.shape[0] * oh):
+        rows = out[r * ow : (r + 1) * ow]
+        if channels < 16 and dilation[1] == 1 and dilation[0] == 1:
+            _columns_of_thin_row(x[r // oh], rows, r % oh, kernel, stride, padding, size, channels, pad_value)
+        else:
+            _columns_of_row(x[r // oh], rows, r % oh, kernel, stride, padding, dilation, size, channels, pad_value)
+
+
+@njit(**_INNER)
+def _columns_of_gradient_row(g, out, y, kernel, stride, padding, dilation, out_size, channels):
+    (kh, kw), (oh, ow) = kernel, out_size
+    for x in range(out.shape[0]):
+        columns = out[x]
+        for i in range(kh):
+            row = y + padding[0] - i * dilation[0]
+            row_hit = row >= 0 and row % stride[0] == 0 and row // stride[0] < oh
+            for j in range(kw):
+                column = x + padding[1] - j * dilation[1]
+                target = columns[(i * kw + j) * channels : (i * kw + j + 1) * channels]
+                if row_hit and column >= 0 and column % stride[1] == 0 and column // stride[1] < ow:
+                    start = (row // stride[0] * ow + column // stride[1]) * channels
+                    source = g[start : start + channels]
+                    for c in range(channels):
+                        target[c] = source[c]
+                else:
+                    for c in range(channels):
+                        target[c] = 0
+
+
+@njit(**_OUTER)
+def columns_of_gradient(g, out, kernel, stride, padding, dilation, size, out_size):
+    """g [N, OH*OW*O] -> out [N*H*W, KH*KW*O]: for each input pixel and tap the output that read it, or 0."""
+    (h, w), channels = size, g.shape[1] // (out_size[0] * out_size[1])
+    for r in prange(g.shape[0] * h):
+        rows = out[r * w : (r + 1) * w]
+        _columns_of_gradient_row(g[r // h], rows, r % h, kernel, stride, padding, dilation, out_size, channels)
+
+
+@njit(**_INNER)
+def _finish(acc, scale, offset, first, y):
+    for i in range(acc.shape[0]):
+        source, shift, target = acc[i], offset[(first + i) % offset.shape[0]], y[i]
+        for c in range(acc.shape[1]):
+            target[c] = np.float32(source[c]) * scale[c] + shift[c]
+
+
+@njit(**_OUTER)
+def finish(acc, scale, offset, y):
+    """acc [M, C], scale [C], offset [P, C] (row m takes m mod P) -> y = acc*scale + offset, float32."""
+    rows = max(1, _BLOCK // max(1, acc.shape[1]))
+    for b in prange((acc.shape[0] + rows - 1) // rows):
+        start, stop = b * rows, min(acc.shape[0], b * rows + rows)
+        _finish(acc[start:stop], scale, offset, start, y[start:stop])
+
+
+@njit(**_INNER)
+def _relu_bits(y, bits):
+    channels = y.shape[1]
+    for i in range(y.shape[0]):
+        row, mask = y[i], bits[i]
+        for b in range(channels // 8):
+            byte = 0
+            for k in range(8):
+                byte |= (1 << k) if row[b * 8 + k] > _ZERO else 0
+            mask[b] = np.uint8(byte)
+        if channels % 8:
+            byte = 0
+            for k in range(channels % 8):
+                byte |= (1 << k) if row[channels // 8 * 8 + k] > _ZERO else 0
+            mask[channels // 8] = np.uint8(byte)
+        for c in range(channels):
+            # A NaN passes, as it does in torch.
+            row[c] = _ZERO if row[c] < _ZERO else row[c]
+
+
+@njit(**_OUTER)
+def finish_relu(acc, scale, offset, y, bits):
+    """As `finish`, then ReLU; bits [M, ceil(C/8)] uint8: which outputs are positive, lowest bit first."""
+    rows = max(1, _BLOCK // max(1, acc.shape[1]))
+    for b in prange((acc.shape[0] + rows - 1) // rows):
+        start, stop = b * rows, min(acc.shape[0], b * rows + rows)
+        _finish(acc[start:stop], scale, offset, start, y[start:stop])
+        _relu_bits(y[start:stop], bits[start:stop])
+
+
+@njit(**_INNER)
+def _finish_pool(acc, scale, offset, first, y, index, k, width, relu):
+    channels = acc.shape[1]
+    dead = np.int8(k * k)
+    for x in range(y.shape[0]):
+        best, where = y[x], index[x]
+        for tap in range(k * k):
+            at = tap // k * width + x * k + tap % k
+            source, shift = acc[at], offset[(first + at) % offset.shape[0]]
+            for c in range(channels):
+                v = np.float32(source[c]) * scale[c] + shift[c]
+                # The first of equals, and a NaN, as in torch.
+                taken = tap == 0 or v > best[c] or v != v
+                best[c] = v if taken else best[c]
+                where[c] = np.int8(tap) if taken else where[c]
+        if relu:
+            for c in range(channels):
+                where[c] = where[c] if best[c] > _ZERO else dead
+                best[c] = _ZERO if best[c] < _ZERO else best[c]
+
+
+@njit(**_OUTER)
+def finish_pool(acc, scale, offset, y, index, size, k, relu):
+    """As `finish`, then ReLU if asked for, then k x k max pooling.
+
+    acc [N*H*W, C] -> y [N*(H//k)*(W//k), C] and index, int8: the maximum's place in its window, k*k where ReLU cut it.
+    """
+    h, w = size
+    ph, pw = h // k, w // k
+    for r in prange(y.shape[0] // max(1, pw)):
+        first = (r // ph * h + r % ph * k) * w
+        rows = slice(r * pw, (r + 1) * pw)
+        _finish_pool(acc[first : first + k * w], scale, offset, first, y[rows], index[rows], k, w, relu)
+
+
+@njit(**_OUTER)
+def scale_rows(acc, scale, offset, out):
+    """acc [R, K] integer, scale [R], offset [R] -> out = acc*scale + offset, float32."""
+    for r in prange(acc.shape[0]):
+        source, target, s, shift = acc[r], out[r], scale[r], offset[r]
+        for k in range(acc.shape[1]):
+            target[k] = np.float32(source[k]) * s + shift
+
+
+@njit(**_OUTER)
+def mask_bits(g, bits, out):
+    """g [M, C], bits [M, ceil(C/8)] -> out = g where the bit is set, else 0."""
+    for i in prange(g.shape[0]):
+        source, mask, target = g[i], bits[i], out[i]
+        channels = g.shape[1]
+        for b in range(channels // 8):
+            byte = mask[b]
+            for k in range(8):
+                target[b * 8 + k] = source[b * 8 + k] if byte >> k & 1 else _ZERO
+        for c in range(channels // 8 * 8, channels):
+            target[c] = source[c] if mask[c // 8] >> (c % 8) & 1 else _ZERO
+
+
+@njit(**_OUTER)
+def mask_index(g, index, dead, out):
+    """g, index [M, C] -> out = g where index < dead, else 0."""
+    for i in prange(g.shape[0]):
+        source, where, target = g[i], index[i], out[i]
+        for c in range(g.shape[1]):
+            target[c] = source[c] if where[c] < dead else _ZERO
+
+
+@njit(**_OUTER)
+def spread(t, index, out, size, k):
+    """t, index [N*(H//k)*(W//k), C] -> out [N*H*W, C]: t at each maximum's place, 0 elsewhere; H, W multiples of k."""
+    (h, w), channels = size, t.shape[1]
+    ph, pw = h // k, w // k
+    for r in prange(t.shape[0] // max(1, pw)):
+        first = (r // ph * h + r % ph * k) * w
+        for x in range(pw):
+            source, where = t[r * pw + x], index[r * pw + x]
+            for tap in range(k * k):
+                target = out[first + tap // k * w + x * k + tap % k]
+                for c in range(channels):
+                    target[c] = source[c] if where[c] == tap else 0

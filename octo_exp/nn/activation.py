@@ -1,0 +1,63 @@
+"""ReLU and max pooling that keep bits and int8 places for the backward pass, not floats."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from octo_exp.kernels import fused
+from octo_exp.kernels.epilogue import Epilogue
+
+
+class _Activate(torch.autograd.Function):
+    """y -> steps(y); saves the mask alone."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, steps: Epilogue, impl: str) -> Tensor:
+        """Return ReLU and pooling of y."""
+        out, mask = fused.activate(y, steps, impl=impl)
+        ctx.steps, ctx.impl, ctx.size = steps, impl, tuple(y.shape[2:])
+        ctx.save_for_backward(mask)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient where it passed."""
+        (mask,) = ctx.saved_tensors
+        g = fused.mask_gradient(g, mask, ctx.steps, impl=ctx.impl)
+        if ctx.steps.pool > 1:
+            g = fused.spread(g, mask, ctx.steps, ctx.size, impl=ctx.impl)
+        return g, None, None
+
+
+def activate(y: Tensor, steps: Epilogue, impl: str) -> Tensor:
+    """y [N, C, H, W] or [..., C] -> ReLU, then max pooling, as `steps` say; float32, differentiable."""
+    out: Tensor = _Activate.apply(y.float(), steps, impl)
+    return out
+
+
+class Activation(nn.Module):
+    """Stands where nn.ReLU stood, and for the nn.MaxPool2d behind it.
+
+    `absorbed`: a quantised layer before it does the steps in its own epilogue, and this module passes on what it gets.
+    """
+
+    def __init__(self, steps: Epilogue, *, impl: str) -> None:
+        super().__init__()
+        self.steps, self.impl, self.absorbed = steps, impl, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return steps(x), float32."""
+        return x if self.absorbed else activate(x, self.steps, self.impl)
+
+    def as_float(self, x: Tensor) -> Tensor:
+        """Return steps(x) by torch's own operations, on any device, whoever does them in training."""
+        y = F.relu(x) if self.steps.relu else x
+        return F.max_pool2d(y, self.steps.pool) if self.steps.pool > 1 else y
+
+    def extra_repr(self) -> str:
+        """Show the steps."""
+        return f"relu={self.steps.relu}, pool={self.steps.pool}" + (", absorbed" if self.absorbed else "")

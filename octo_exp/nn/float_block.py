@@ -1,0 +1,97 @@
+"""Layers that stay float: an fp32 convolution with its ReLU and pooling as one block, and layers in bf16.
+
+The fp32 block keeps its input and a mask for the backward pass, nothing else.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+from octo_exp.kernels import fused
+from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.kernels.geometry import ConvGeometry
+
+
+class _FloatConv(torch.autograd.Function):
+    """x, w, bias -> steps(conv(x, w) + bias); saves the mask, and of x and w what the gradients need."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, block: "FloatConv2d") -> Tensor:
+        """Compute the block's output."""
+        y, mask = fused.float_conv2d(x, w, bias, block.geometry, block.steps, impl=block.impl)
+        ctx.block, ctx.x_shape, ctx.w_shape = block, x.shape, w.shape
+        needs_dx, needs_dw, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None, mask)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, w and bias."""
+        x, w, mask = ctx.saved_tensors
+        geometry, steps, impl = ctx.block.geometry, ctx.block.steps, ctx.block.impl
+        g = g.float().contiguous(memory_format=torch.channels_last)
+        g = g if mask is None else fused.mask_gradient(g, mask, steps, impl=impl)
+        dx = dw = None
+        if ctx.needs_input_grad[1]:
+            dw = fused.float_conv2d_grad_weight(x, g, mask, steps, ctx.w_shape, geometry, impl=impl)
+        if ctx.needs_input_grad[0]:
+            size = geometry.output_size(*ctx.x_shape[2:], tuple(ctx.w_shape[2:]))
+            whole = fused.spread(g, mask, steps, size, impl=impl) if steps is not None and steps.pool > 1 else g
+            options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+            dx = conv2d_input(ctx.x_shape, w, whole, *options)
+        return dx, dw, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
+
+
+class FloatConv2d(nn.Conv2d):
+    """nn.Conv2d in fp32 that does the ReLU and pooling behind it (`steps`) in its own epilogue."""
+
+    @classmethod
+    def from_float(cls, conv: nn.Conv2d, *, impl: str) -> "FloatConv2d":
+        """Take over the parameters of a convolution with zero padding."""
+        layer = cls(1, 1, 1, bias=False)
+        layer.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith("_") and k != "training"})
+        layer._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
+        layer.weight, layer.bias = conv.weight, conv.bias
+        layer.impl = impl
+        layer.steps: Epilogue | None = None
+        layer.geometry = ConvGeometry(
+            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
+        )
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            y: Tensor = _FloatConv.apply(x.float(), self.weight, self.bias, self)
+        return y
+
+
+class _Bf16(nn.Module):
+    """Mixed into torch's layers: fp32 parameters and output, the product in bf16."""
+
+    precision = "bf16"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, float32."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().forward(x).float()
+
+
+class Bf16Conv2d(_Bf16, nn.Conv2d):
+    """nn.Conv2d that multiplies in bf16."""
+
+
+class Bf16Linear(_Bf16, nn.Linear):
+    """nn.Linear that multiplies in bf16."""
+
+
+def to_bf16(layer: nn.Module) -> nn.Module:
+    """Return the nn.Conv2d or nn.Linear as its bf16 form, with the same parameters."""
+    kind = Bf16Conv2d if isinstance(layer, nn.Conv2d) else Bf16Linear
+    twin = kind.__new__(kind)
+    twin.__dict__.update(layer.__dict__)
+    return twin

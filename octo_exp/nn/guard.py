@@ -1,0 +1,192 @@
+"""The speed guard: int8 only where it is faster on this machine, measured once a layer and kept on disk.
+
+Each layer that a scheme would quantise is timed with what is fused to it, forward and backward, at the run's batch
+size: as int8, as bf16, as fp32. Where int8 is not the fastest the layer keeps the fastest float type. Then the whole
+net is timed so, and as the plain float net in fp32 and bf16: where one of those is faster, nothing is quantised.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octo_exp.nn.convert import convert, quantizable
+from octo_exp.nn.float_block import to_bf16
+from octo_exp.nn.fuse import block_of, fuse
+from octo_exp.quant.rounding import Clock
+from octo_exp.quant.scheme import Scheme
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[Sequence[str]], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the guard found. keep: layer -> bf16 | fp32 instead of int8; whole: the plain net's type, or None.
+
+    milliseconds: layer (or "(net)") -> candidate -> forward and backward, median.
+    """
+
+    keep: Mapping[str, str]
+    whole: str | None
+    milliseconds: Mapping[str, Mapping[str, float]]
+
+    def lines(self) -> list[str]:
+        """Return one line a layer that does not become int8, with the reason."""
+        if self.whole is not None:
+            return [f"speed guard: the whole net stays {self.whole}: {_reason(self.milliseconds['(net)'])}"]
+        return [
+            f"speed guard: {name} stays {kept}: {_reason(self.milliseconds[name])}" for name, kept in self.keep.items()
+        ]
+
+
+def _reason(times: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ms:.2f} ms" for name, ms in sorted(times.items(), key=lambda item: item[1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """Times candidates at `batch_size`; `cache` is the JSON file that keeps what was measured on this machine."""
+
+    batch_size: int
+    cache: Path
+    device: str = "cpu"
+    rounds: int = 7
+    progress: Progress = list
+
+    def verdict(self, net: nn.Module, scheme: Scheme, *, impl: str, input_shape: Sequence[int]) -> Verdict:
+        """Decide for the float `net`, which is neither changed nor trained."""
+        names = quantizable(net, scheme)
+        shapes = _input_shapes(net, names, (self.batch_size, *input_shape), self.device)
+        known = _read(self.cache)
+        times: dict[str, Mapping[str, float]] = {}
+        keep: dict[str, str] = {}
+        for name in self.progress([*names, "(net)"]):
+            if name != "(net)":
+                key = self._key(str(block_of(net, name)), scheme.for_layer(name), impl, shapes[name])
+                if key not in known:
+                    known[key] = self._time_layer(net, name, scheme, impl, shapes[name])
+                times[name] = known[key]
+                best = min(times[name], key=lambda candidate: times[name][candidate])
+                keep |= {} if best == "int8" else {name: best}
+        key = self._key("(net)", str(net), scheme, impl, [shapes[name] for name in names], sorted(keep.items()))
+        if key not in known:
+            known[key] = self._time_net(net, scheme, impl, input_shape, keep)
+        times["(net)"] = known[key]
+        _write(self.cache, known)
+        best = min(times["(net)"], key=lambda candidate: times["(net)"][candidate])
+        return Verdict(keep=keep, whole=None if best == "guarded" else best, milliseconds=times)
+
+    def _key(self, *facts: Any) -> str:
+        machine = (_machine(self.device), torch.get_num_threads(), torch.__version__)
+        return hashlib.blake2b(repr((machine, facts)).encode(), digest_size=16).hexdigest()
+
+    def _time_layer(
+        self, net: nn.Module, name: str, scheme: Scheme, impl: str, shape: Sequence[int]
+    ) -> Mapping[str, float]:
+        block = nn.Sequential(*block_of(net, name))
+        alone = dataclasses.replace(scheme.for_layer(name), skip=(), overrides=None)
+        candidates = {kind: copy.deepcopy(block) for kind in ("int8", "bf16", "fp32")}
+        x = torch.randn(shape, device=self.device, requires_grad=True)
+        convert(candidates["int8"], alone, impl=impl, clock=Clock(), input_shape=tuple(shape[1:]))
+        candidates["bf16"][0] = to_bf16(candidates["bf16"][0])
+        for kind in ("bf16", "fp32"):
+            fuse(candidates[kind], impl=impl, norm_input=scheme.norm_input)
+        return self._alternate({kind: _pass(module.train(), x) for kind, module in candidates.items()})
+
+    def _time_net(
+        self, net: nn.Module, scheme: Scheme, impl: str, input_shape: Sequence[int], keep: Mapping[str, str]
+    ) -> Mapping[str, float]:
+        x = torch.randn((self.batch_size, *input_shape), device=self.device).contiguous(
+            memory_format=torch.channels_last
+        )
+        guarded = copy.deepcopy(net)
+        convert(guarded, scheme, impl=impl, clock=Clock(), input_shape=tuple(input_shape), keep=keep)
+        plain = copy.deepcopy(net)
+        return self._alternate(
+            {
+                "guarded": _pass(guarded.train(), x),
+                "fp32": _pass(plain.train(), x),
+                "bf16": _pass(plain.train(), x, autocast=True),
+            }
+        )
+
+    def _alternate(self, passes: Mapping[str, Callable[[], None]]) -> Mapping[str, float]:
+        times: dict[str, list[float]] = {name: [] for name in passes}
+        for index in range(2 + self.rounds):
+            for name, run in passes.items():
+                start = time.perf_counter()
+                run()
+                if self.device == "cuda":
+                    torch.cuda.synchronize()
+                if index >= 2:
+                    times[name].append((time.perf_counter() - start) * 1e3)
+        return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _pass(net: nn.Module, x: Tensor, *, autocast: bool = False) -> Callable[[], None]:
+    def run() -> None:
+        net.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            y = net(x)
+        y.float().square().mean().backward()
+
+    return run
+
+
+def _input_shapes(
+    net: nn.Module, names: Sequence[str], shape: tuple[int, ...], device: str
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: shapes.update({name: tuple(inputs[0].shape)})
+
+    hooks = [net.get_submodule(name).register_forward_pre_hook(remember(name)) for name in names]
+    training = net.training
+    with torch.no_grad():
+        net.eval()(torch.zeros(shape, device=device))
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def _machine(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    models = (
+        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    )
+    return models[0] if models else platform.processor()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        return content if isinstance(content, dict) else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("speed guard: %s is not readable (%s); measuring anew", path, error)
+        return {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{time.monotonic_ns()}.tmp")
+    draft.write_text(json.dumps(content, indent=1))
+    draft.replace(path)
