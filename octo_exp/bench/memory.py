@@ -6,6 +6,7 @@
 import argparse
 import gc
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,11 +88,12 @@ def resident_mib() -> float:
 
 
 def measure_growth(name: str, overrides: Sequence[str], *, batch_size: int, threads: int) -> float:
-    """Return `growth_mib` of a subject, measured in a process of its own."""
+    """Return the median of three `growth_mib` of a subject, each in a process of its own."""
     command = [sys.executable, "-m", "octo_exp.bench.memory", name, *overrides]
     command += ["--batch", str(batch_size), "--threads", str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["growth_mib"])
+    root = Path(__file__).resolve().parents[2]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True, cwd=root) for _ in range(3)]
+    return statistics.median(json.loads(run.stdout.splitlines()[-1])["growth_mib"] for run in runs)
 
 
 def main() -> None:

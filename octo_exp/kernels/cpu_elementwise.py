@@ -17,7 +17,11 @@ def array(t: Tensor) -> np.ndarray:
 
 def use_torch_threads() -> None:
     """Let the next compiled loop run on as many threads as torch uses."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    # When numba starts its threads it sets the number of the OpenMP that it shares with torch.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def per_channel(v: Tensor, channels: int) -> np.ndarray:

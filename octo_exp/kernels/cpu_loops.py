@@ -184,21 +184,24 @@ def finish(acc, scale, offset, y):
         _finish(acc[start:stop], scale, offset, start, y[start:stop])
 
 
+# byte -> for each of its 8 bits all ones or all zeros, to be ANDed with a float's own bits.
+_SELECT = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, -1, 0).astype(np.int32)
+# Eight bytes of 0 or 1, read as one integer and multiplied by it, have their bits side by side in the highest byte.
+_GATHER = np.uint64(0x0102040810204080)
+
+
 @njit(**_INNER)
 def _relu_bits(y, bits):
-    channels = y.shape[1]
-    for i in range(y.shape[0]):
+    rows, channels = y.shape
+    padded = (channels + 7) // 8 * 8
+    positive = np.zeros(padded, np.uint8)
+    eights = positive.view(np.uint64)
+    for i in range(rows):
         row, mask = y[i], bits[i]
-        for b in range(channels // 8):
-            byte = 0
-            for k in range(8):
-                byte |= (1 << k) if row[b * 8 + k] > _ZERO else 0
-            mask[b] = np.uint8(byte)
-        if channels % 8:
-            byte = 0
-            for k in range(channels % 8):
-                byte |= (1 << k) if row[channels // 8 * 8 + k] > _ZERO else 0
-            mask[channels // 8] = np.uint8(byte)
+        for c in range(channels):
+            positive[c] = row[c] > _ZERO
+        for b in range(padded // 8):
+            mask[b] = np.uint8((eights[b] * _GATHER) >> np.uint64(56))
         for c in range(channels):
             # A NaN passes, as it does in torch.
             row[c] = _ZERO if row[c] < _ZERO else row[c]
@@ -258,18 +261,27 @@ def scale_rows(acc, scale, offset, out):
             target[k] = np.float32(source[k]) * s + shift
 
 
+@njit(**_INNER)
+def _mask_bits(g, bits, select, out):
+    whole = g.shape[1] // 8
+    for i in range(g.shape[0]):
+        source, mask, target = g[i], bits[i], out[i]
+        for b in range(whole):
+            chosen = select[mask[b]]
+            for k in range(8):
+                target[b * 8 + k] = source[b * 8 + k] & chosen[k]
+        for c in range(whole * 8, g.shape[1]):
+            target[c] = source[c] & select[mask[whole], c - whole * 8]
+
+
 @njit(**_OUTER)
 def mask_bits(g, bits, out):
-    """g [M, C], bits [M, ceil(C/8)] -> out = g where the bit is set, else 0."""
-    for i in prange(g.shape[0]):
-        source, mask, target = g[i], bits[i], out[i]
-        channels = g.shape[1]
-        for b in range(channels // 8):
-            byte = mask[b]
-            for k in range(8):
-                target[b * 8 + k] = source[b * 8 + k] if byte >> k & 1 else _ZERO
-        for c in range(channels // 8 * 8, channels):
-            target[c] = source[c] if mask[c // 8] >> (c % 8) & 1 else _ZERO
+    """g [M, C] float32, bits [M, ceil(C/8)] -> out = g where the bit is set, else 0."""
+    source, target = g.view(np.int32), out.view(np.int32)
+    rows = max(1, _BLOCK // max(1, g.shape[1]))
+    for b in prange((g.shape[0] + rows - 1) // rows):
+        start, stop = b * rows, min(g.shape[0], b * rows + rows)
+        _mask_bits(source[start:stop], bits[start:stop], _SELECT, target[start:stop])
 
 
 @njit(**_OUTER)

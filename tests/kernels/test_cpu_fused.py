@@ -145,7 +145,7 @@ def split(case: Any, monkeypatch: pytest.MonkeyPatch, column_bytes: int) -> tupl
     made: list[Any] = []
     original = cpu_conv._Columns.__init__
     with monkeypatch.context() as patch:
-        patch.setattr(cpu_conv, "COLUMN_BYTES", column_bytes)
+        patch.setattr(cpu_conv, "CHUNK_BYTES", column_bytes)
         patch.setattr(cpu_conv._Columns, "__init__", lambda self, *a: (original(self, *a), made.append(self))[0])
         return all_three(case, images=7), made
 
@@ -173,7 +173,7 @@ def test_chunks_change_nothing_and_keep_the_columns_small(case, monkeypatch):
 
 def test_chunks_stay_within_the_bytes(monkeypatch):
     for images, each, limit in itertools.product(range(1, 20), (3, 5, 7), range(1, 80)):
-        monkeypatch.setattr(cpu_conv, "COLUMN_BYTES", limit)
+        monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", limit)
         assert all((s.stop - s.start) * each <= max(limit, each) for s in cpu_conv._chunks(images, each, 1))
 
 

@@ -128,7 +128,7 @@ def test_extreme_codes_are_summed_exactly(k, pair):
 
 def test_a_weight_gradient_is_exact_over_chunks(monkeypatch):
     x = torch.full((31, 2, 64, 66), -128, dtype=torch.int8)
-    monkeypatch.setattr(cpu_conv, "COLUMN_BYTES", 64 * 66 * 2 * 4)
+    monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", 64 * 66 * 2 * 4)
     assert x.numel() // 2 <= api.MAX_K
     options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
     dw = both(fused.int8_conv2d_grad_weight_scaled, x, x, (1, 1), ConvGeometry(), **options)
@@ -186,7 +186,7 @@ PLAIN = [
 @pytest.mark.parametrize(("case", "impl"), [*((case, "torch") for case in UNGROUPED), *PLAIN], ids=str)
 def test_the_float_convolution_and_its_weight_gradient(case, impl, monkeypatch):
     c, o, kernel, size, geometry = case
-    monkeypatch.setattr(cpu_conv, "COLUMN_BYTES", 2000)
+    monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", 2000)
     x, w = torch.randn(3, c, *size), torch.randn(o, c // geometry.groups, *kernel)
     bias = torch.randn(o)
     for steps, b in ((None, None), *((steps, bias) for steps in STEPS)):
