@@ -160,9 +160,9 @@ def spread(t: Tensor, mask: Tensor, epilogue: Epilogue, size: tuple[int, int]) -
     return out
 
 
-def scale_rows(acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+def scale_rows(acc: Tensor, scale: Tensor, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
     """acc [R, K] int32 or int64, scale scalar or [R], offset [R] or None -> acc*scale + offset, a row each, float32."""
-    out = torch.empty(acc.shape)
+    out = torch.empty(acc.shape) if out is None else out
     shifts = torch.zeros(acc.shape[0]) if offset is None else offset
     use_torch_threads()
     rows = acc.shape[0]

@@ -22,6 +22,9 @@ from octo_exp.kernels.cpu_elementwise import (
 )
 from octo_exp.kernels.epilogue import Epilogue
 
+# Accumulators of a weight gradient that exist at a time: the whole would double its memory, and its page faults.
+ACCUMULATOR_BYTES = 8 * 2**20
+
 __all__ = [
     "activate",
     "conv2d_grad_input_scaled",
@@ -29,6 +32,7 @@ __all__ = [
     "conv2d_scaled",
     "float_conv2d_grad_weight",
     "mask_gradient",
+    "matmul_grad_weight",
     "matmul_scaled",
     "quantize",
     "scale_rows",
@@ -44,3 +48,16 @@ def matmul_scaled(
     out, mask = outputs(shape, epilogue)
     finish(torch_int8.matmul(a, b), per_channel(scale, b.shape[1]), offset, shape, epilogue, out, mask)
     return out, mask
+
+
+def matmul_grad_weight(g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """g [M, O], x [M, I] int8, M <= MAX_K, offset [O] -> g^T @ x * scale + offset, [O, I], some rows at a time."""
+    o, i = g.shape[1], x.shape[1]
+    rows = max(1, ACCUMULATOR_BYTES // max(1, 4 * i))
+    out = torch.empty((o, i))
+    buffer = torch.empty((min(rows, o), i), dtype=torch.int32)
+    for start in range(0, o, rows):
+        part = slice(start, min(o, start + rows))
+        acc = torch_int8.matmul(g[:, part].t(), x, buffer[: part.stop - start])
+        scale_rows(acc, scale, None if offset is None else offset[part], out[part])
+    return out

@@ -79,6 +79,11 @@ def int8_matmul_scaled(
 
 def int8_matmul_grad_weight(g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, *, impl: str) -> Tensor:
     """g [M, O], x [M, I] int8, scale scalar, offset [O] or None -> g^T @ x * scale + offset (a row each), [O, I]."""
+    compiled = _compiled(impl, g.device.type, "matmul_grad_weight")
+    if compiled is not None and 0 < g.shape[0] <= api.MAX_K:
+        api.check_int8(g=g, x=x)
+        dw: Tensor = compiled(g, x, scale, offset)
+        return dw
     return _scaled_rows(api.int8_matmul(g.t(), x, impl=impl), scale, offset, impl)
 
 

@@ -69,7 +69,7 @@ def all_three(case: Any, images: int = 3) -> list[torch.Tensor]:
 
 def test_every_operation_has_a_compiled_form():
     names = ["quantize", "activate", "mask_gradient", "spread", "matmul_scaled", "scale_rows", "conv2d_scaled"]
-    names += ["conv2d_grad_input_scaled", "conv2d_grad_weight_scaled", "float_conv2d_grad_weight"]
+    names += ["conv2d_grad_input_scaled", "conv2d_grad_weight_scaled", "float_conv2d_grad_weight", "matmul_grad_weight"]
     assert all(fused._compiled("torch", "cpu", name) is getattr(cpu_fused, name) for name in names)
 
 
@@ -169,6 +169,13 @@ def test_chunks_change_nothing_and_keep_the_columns_small(case, monkeypatch):
             assert c._buffer.nbytes < images * max(image_bytes) + each
     # Less than one image: one at a time.
     assert all(len(c.chunks) == 7 for c in split(case, monkeypatch, 1)[1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_linear_weight_gradient_may_come_in_parts(rows, monkeypatch):
+    monkeypatch.setattr(cpu_fused, "ACCUMULATOR_BYTES", rows * 4 * 9)
+    g, x, offset = codes(7, 5), codes(7, 9, seed=1), torch.randn(5)
+    both(fused.int8_matmul_grad_weight, g, x, torch.tensor(3e-4), offset)
 
 
 def test_chunks_stay_within_the_bytes(monkeypatch):
