@@ -29,6 +29,14 @@ def alternate(steps: Mapping[str, Callable[[], object]], *, warmup: int, rounds:
     return times
 
 
+def cpu_seconds(step: Callable[[], object], *, repeats: int) -> float:
+    """Return the process's CPU seconds a step, all threads together, mean of `repeats`."""
+    start = time.process_time()
+    for _ in range(repeats):
+        step()
+    return (time.process_time() - start) / repeats
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

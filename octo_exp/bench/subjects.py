@@ -34,6 +34,7 @@ class Subject:
     labels: Tensor
     forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
+    autocast: bool
 
     def step(self) -> Tensor:
         """Run one step."""
@@ -79,29 +80,35 @@ def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str =
     images, labels = batch(cfg, batch_size, device)
     net = float_net(cfg).to(device)
     forward: Callable[[Tensor], Tensor] = net
+    autocast = name.startswith("bf16")
     if name.endswith("channels_last") or name not in FLOATS:
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     if name not in FLOATS:
-        forward = _quantized(net, cfg, batch_size, device)
-    elif name.startswith("bf16"):
-        forward = _autocast(net, device)
+        autocast = _quantize(net, cfg, batch_size, device)
     elif name == "fp32_compiled":
         forward = torch.compile(net)
     elif name == "torchao_int8":
         _torchao(net)
-    optimizer = torch.optim.SGD(parameter_groups(net), lr=1e-3)
-    return Subject(name=name, net=net, images=images, labels=labels, forward=forward, optimizer=optimizer)
+    return Subject(
+        name=name,
+        net=net,
+        images=images,
+        labels=labels,
+        forward=_autocast(net, device) if autocast else forward,
+        optimizer=torch.optim.SGD(parameter_groups(net), lr=1e-3),
+        autocast=autocast,
+    )
 
 
-def _quantized(net: nn.Module, cfg: DictConfig, batch_size: int, device: str) -> Callable[[Tensor], Tensor]:
-    """Convert as a run would, speed guard included."""
+def _quantize(net: nn.Module, cfg: DictConfig, batch_size: int, device: str) -> bool:
+    """Convert as a run would, speed guard included; return whether the guard leaves the whole net to bf16 autocast."""
     scheme, impl = instantiate(cfg.quant, _convert_="all"), resolve_impl(cfg.kernel.impl, device)
     shape = (cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)
     verdict = None
     if cfg.kernel.guard:
         verdict = speed_guard(net, scheme, impl=impl, input_shape=shape, batch_size=batch_size)
     quantize_net(net, scheme, verdict, impl=impl, clock=Clock(), input_shape=shape)
-    return _autocast(net, device) if verdict is not None and verdict.whole == "bf16" else net
+    return verdict is not None and verdict.whole == "bf16"
 
 
 def _autocast(net: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
@@ -121,15 +128,15 @@ def _torchao(net: nn.Module) -> None:
     quantize_(net, int8_mixed_precision_training())
 
 
-def precisions(net: nn.Module) -> dict[str, str]:
+def precisions(subject: Subject) -> dict[str, str]:
     """Return what every convolution and linear layer computes in: `int8`, or the type that it stays in."""
     found: dict[str, str] = {}
-    for name, module in net.named_modules():
+    for name, module in subject.net.named_modules():
         if isinstance(module, QuantLayer):
             roles = {module.scheme.precision_of(role) for role in ("output", "grad_input", "grad_weight")}
             found[name] = "/".join(sorted(roles))
         elif isinstance(module, nn.Conv2d | nn.Linear):
-            found[name] = getattr(module, "precision", "fp32")
+            found[name] = "bf16" if subject.autocast else getattr(module, "precision", "fp32")
     return found
 
 

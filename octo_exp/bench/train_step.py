@@ -22,7 +22,7 @@ from rich.table import Table
 
 from octo_exp.bench import twin
 from octo_exp.bench.gate import check_same_step, gradients
-from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
+from octo_exp.bench.measure import alternate, cpu_seconds, describe, machine, pairwise_ratio
 from octo_exp.bench.memory import measure_growth, saved_mib
 from octo_exp.bench.subjects import FLOATS, Subject, build, precisions
 from octo_exp.errors import UserError
@@ -69,8 +69,9 @@ def measure(
             scheme: {name: pairwise_ratio(times, name, scheme) for name in names if name != scheme}
             for scheme in schemes
         },
+        "cpu_seconds": {subject.name: cpu_seconds(subject.step, repeats=min(5, rounds)) for subject in built},
         "saved_mib": {subject.name: saved_mib(subject) for subject in built},
-        "precisions": {scheme: precisions(built[names.index(scheme)].net) for scheme in schemes},
+        "precisions": {scheme: precisions(built[names.index(scheme)]) for scheme in schemes},
     }
     if growth:
         counted = ["fp32", *schemes]
@@ -86,16 +87,21 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     schemes = list(result["ratios"])
     title = f"{' '.join(result['overrides'])}, batch {result['batch']}: forward + backward + SGD"
     table = Table(title=title, caption=describe(result["machine"]))
-    for column in ("subject", "ms", *[f"/ {s}" for s in schemes], "kept for backward, MiB", "growth, MiB"):
+    for column in ("subject", "ms", "CPU s", *[f"/ {s}" for s in schemes], "kept for backward, MiB", "growth, MiB"):
         table.add_column(column, justify="left" if column == "subject" else "right")
     for name, ms in result["milliseconds"].items():
         ratios = [_ratio(result["ratios"][s].get(name)) for s in schemes]
         grown = result.get("growth_mib", {}).get(name)
         table.add_row(
-            name, f"{ms:.1f}", *ratios, f"{result['saved_mib'][name]:.1f}", "" if grown is None else f"{grown:.0f}"
+            name,
+            f"{ms:.1f}",
+            f"{result['cpu_seconds'][name]:.3f}",
+            *ratios,
+            f"{result['saved_mib'][name]:.1f}",
+            "" if grown is None else f"{grown:.0f}",
         )
     for name, reason in result["absent"].items():
-        table.add_row(name, "-", *["" for _ in schemes], "", reason)
+        table.add_row(name, "-", "", *["" for _ in schemes], "", reason)
     console.print(table)
     for scheme in schemes:
         kept = {n: p for n, p in result["precisions"][scheme].items() if p != "int8"}
