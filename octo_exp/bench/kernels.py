@@ -90,6 +90,37 @@ def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
     return cases
 
 
+def compiled_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
+    """Return the elementwise steps of a layer by torch.compile, in the plain form that it compiles: for comparison."""
+    n, c, h, w = shape
+    x, scale = codes(n, c, h, w).float(), torch.tensor(0.5)
+    y = torch.randn(n, conv.out_channels, h, w).contiguous(memory_format=torch.channels_last)
+
+    def plain_quantize(t: Tensor) -> Tensor:
+        return (t / scale).round().clamp(-127, 127).to(torch.int8)
+
+    def plain_activate(t: Tensor) -> tuple[Tensor, Tensor]:
+        peak, index = torch.nn.functional.max_pool2d(t, 2, return_indices=True)
+        return peak.relu(), torch.where(peak > 0, index, -1).to(torch.int32)
+
+    quick_quantize, quick_activate = torch.compile(plain_quantize), torch.compile(plain_activate)
+    steps, size = Epilogue(relu=True, pool=2), 4 * y.numel() + 5 * y.numel() // 4
+    zero = torch.zeros(())
+
+    def quantize(impl: str) -> Any:
+        options = {"q_min": -127, "q_max": 127}
+        return quick_quantize(x) if impl != "reference" else fused.quantize(x, scale, zero, impl=impl, **options)
+
+    def activate(impl: str) -> Any:
+        return quick_activate(y)[0] if impl != "reference" else fused.activate(y, steps, impl=impl)[0]
+
+    return [
+        Case(name=f"{name} quantise x, torch.compile", run=quantize, bytes=5 * x.numel()),
+        Case(name=f"{name} ReLU + pool, torch.compile", run=activate, bytes=size),
+        Case(name=f"{name} ReLU + pool", run=lambda impl: fused.activate(y, steps, impl=impl)[0], bytes=size),
+    ]
+
+
 def layers(overrides: Sequence[str], batch_size: int) -> list[tuple[str, nn.Conv2d, tuple[int, ...]]]:
     """Return (name, convolution, input shape) of a model's convolutions, the first left out: it stays float."""
     cfg = config(overrides)
@@ -124,12 +155,19 @@ def check(case: Case, impl: str) -> None:
         raise UserError(f"{case.name}: kernel={impl} differs from the reference: nothing is printed")
 
 
-def measure(overrides: Sequence[str], *, impl: str, batch_size: int, rounds: int, check_batch: int) -> dict[str, Any]:
+def measure(
+    overrides: Sequence[str], *, impl: str, batch_size: int, rounds: int, check_batch: int, compiled: bool = False
+) -> dict[str, Any]:
     """Return rates and shares of the ceilings, every kernel of the model's convolutions."""
     for name, conv, shape in layers(overrides, check_batch):
         for case in conv_cases(name, conv, shape):
             check(case, impl)
-    cases = [case for name, conv, shape in layers(overrides, batch_size) for case in conv_cases(name, conv, shape)]
+    found = layers(overrides, batch_size)
+    cases = [case for name, conv, shape in found for case in conv_cases(name, conv, shape)]
+    if compiled:
+        cases = [*compiled_cases(*found[0]), *cases]
+        for case in cases[:2]:
+            check(case, impl)
     top = ceilings(impl)
     steps = {case.name: (lambda case=case: case.run(impl)) for case in [*top, *cases]}
     medians = {name: statistics.median(values) for name, values in alternate(steps, warmup=2, rounds=rounds).items()}
@@ -168,12 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--compile", action="store_true", help="add elementwise steps by torch.compile")
     parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
     try:
         result = measure(
-            options.overrides, impl=options.impl, batch_size=options.batch, rounds=options.rounds, check_batch=2
+            options.overrides,
+            impl=options.impl,
+            batch_size=options.batch,
+            rounds=options.rounds,
+            check_batch=2,
+            compiled=options.compile,
         )
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False)

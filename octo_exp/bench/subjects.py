@@ -21,7 +21,10 @@ from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FLOATS = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last", "fp32_compiled", "torchao_int8")
+PLAIN = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last")
+# Need a C++ compiler, an optional package.
+OPTIONAL = ("fp32_compiled", "torchao_int8")
+FLOATS = (*PLAIN, *OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from octo_exp.bench import twin
 from octo_exp.bench.gate import check_same_step, gradients
 from octo_exp.bench.measure import alternate, cpu_seconds, describe, machine, pairwise_ratio
 from octo_exp.bench.memory import measure_growth, saved_mib
-from octo_exp.bench.subjects import FLOATS, Subject, build, precisions
+from octo_exp.bench.subjects import FLOATS, OPTIONAL, PLAIN, Subject, build, precisions
 from octo_exp.errors import UserError
 
 
@@ -44,12 +44,12 @@ def measure(
     for name in dict.fromkeys(("fp32", *floats, *schemes)):
         try:
             subject = build(name, overrides, batch_size=batch_size, device=device)
-            if name in FLOATS[4:]:
+            if name in OPTIONAL:
                 gradients(subject)
             built.append(subject)
         except (UserError, ImportError, RuntimeError) as error:
             # An optional package or a compiler: its row says so. Schemes are what is measured, so they must run.
-            if name not in FLOATS[4:]:
+            if name not in OPTIONAL:
                 raise
             absent[name] = str(error).strip().splitlines()[0]
     check_same_step(built)
@@ -70,7 +70,8 @@ def measure(
             for scheme in schemes
         },
         "cpu_seconds": {subject.name: cpu_seconds(subject.step, repeats=min(5, rounds)) for subject in built},
-        "saved_mib": {subject.name: saved_mib(subject) for subject in built},
+        # Compiled graphs and tensor subclasses keep their own books.
+        "saved_mib": {subject.name: saved_mib(subject) for subject in built if subject.name not in OPTIONAL},
         "precisions": {scheme: precisions(built[names.index(scheme)]) for scheme in schemes},
     }
     if growth:
@@ -97,7 +98,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             f"{ms:.1f}",
             f"{result['cpu_seconds'][name]:.3f}",
             *ratios,
-            f"{result['saved_mib'][name]:.1f}",
+            f"{result['saved_mib'][name]:.1f}" if name in result["saved_mib"] else "",
             "" if grown is None else f"{grown:.0f}",
         )
     for name, reason in result["absent"].items():
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="model=vgg11 data=cifar10 model.norm=batch kernel.guard=true ...")
     parser.add_argument("--quant", default="int8", help="schemes to measure, comma-separated")
-    parser.add_argument("--subjects", default=",".join(FLOATS[:4]), help=f"of {', '.join(FLOATS)}")
+    parser.add_argument("--subjects", default=",".join(PLAIN), help=f"of {', '.join(FLOATS)}")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=20)

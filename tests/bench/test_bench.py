@@ -13,6 +13,7 @@ from octo_exp.bench.subjects import build
 from octo_exp.kernels import cpu_loops
 
 LENET = ["model=lenet5", "data=mnist"]
+SMALL = {"lenet5": [], "alexnet": ["model.stages=[16,pool,24,pool]", "model.classifier=[200]"]}
 
 
 def test_subjects_take_turns():
@@ -38,7 +39,7 @@ def test_train_step(tmp_path, capsys):
     arguments = [*LENET, "--quant", "int8,octo", "--batch", "2", "--rounds", "1", "--no-growth", "--json", str(file)]
     assert train_step.main(arguments) == 0
     result = json.loads(file.read_text())
-    assert set(result["milliseconds"]) == {*train_step.FLOATS[:4], "int8", "octo"}
+    assert set(result["milliseconds"]) == {*train_step.PLAIN, "int8", "octo"}
     assert result["ratios"]["int8"]["fp32"]["ratio"] > 0
     assert 0 < result["saved_mib"]["int8"] < result["saved_mib"]["fp32"]
     assert {k: v for k, v in result["precisions"]["octo"].items() if v != "int8"} == {
@@ -110,6 +111,23 @@ def test_one_wrong_code_is_found(monkeypatch):
     monkeypatch.setattr(cpu_loops, "quantize", wrong)
     found = twin.compare(build("int8", LENET, batch_size=2))
     assert not any(comparison.integers_equal for comparison in found)
+
+
+@pytest.mark.parametrize("model", ["lenet5", "alexnet"])
+def test_one_and_two_threads_train_the_same_weights(model):
+    threads, trained = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            subject = build("octo", [f"model={model}", "data=cifar10", *SMALL[model]], batch_size=40)
+            torch.manual_seed(0)
+            for _ in range(2):
+                subject.step()
+            assert torch.get_num_threads() == count
+            trained.append([p.detach().clone() for p in subject.net.parameters()])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
 
 
 def test_kernels(tmp_path, capsys):
