@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from octo_exp.bench import kernels, memory, train_step, twin
+from octo_exp.bench import kernels, memory, profile, train_step, twin
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import build
 from octo_exp.kernels import cpu_loops
@@ -144,6 +144,14 @@ def test_kernels_refuse_to_print_where_one_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(cpu_loops, "finish_pool", wrong_epilogue)
     assert kernels.main([*LENET, "--batch", "2", "--rounds", "1"]) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_a_profile_adds_up(capsys):
+    spent = profile.profile(build("int8", LENET, batch_size=2), rounds=3)
+    assert {"int8 GEMM", "loop quantize", "loop finish_pool", "optimizer", "everything else"} <= set(spent)
+    assert all(0 < ms < spent["step"] for label, ms in spent.items() if label != "step")
+    assert profile.main([*LENET, "--batch", "2", "--rounds", "1"]) == 0
+    assert "loop spread" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("norm", "most"), [("none", 0.15), ("batch", 0.30)])
