@@ -160,11 +160,15 @@ def spread(t: Tensor, mask: Tensor, epilogue: Epilogue, size: tuple[int, int]) -
     return out
 
 
-def scale_rows(acc: Tensor, scale: Tensor, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """acc [R, K] int32 or int64, scale scalar or [R], offset [R] or None -> acc*scale + offset, a row each, float32."""
-    out = torch.empty(acc.shape) if out is None else out
+def scale_rows_into(acc: Tensor, scale: Tensor, offset: Tensor | None, out: Tensor) -> Tensor:
+    """As `scale_rows`, into `out`, which is returned."""
     shifts = torch.zeros(acc.shape[0]) if offset is None else offset
     use_torch_threads()
     rows = acc.shape[0]
     cpu_loops.scale_rows(array(acc), per_channel(scale, rows), per_channel(shifts, rows), array(out))
     return out
+
+
+def scale_rows(acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """acc [R, K] int32 or int64, scale scalar or [R], offset [R] or None -> acc*scale + offset, a row each, float32."""
+    return scale_rows_into(acc, scale, offset, torch.empty(acc.shape))

@@ -18,6 +18,7 @@ from octo_exp.kernels.cpu_elementwise import (
     per_channel,
     quantize,
     scale_rows,
+    scale_rows_into,
     spread,
 )
 from octo_exp.kernels.epilogue import Epilogue
@@ -59,5 +60,5 @@ def matmul_grad_weight(g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | Non
     for start in range(0, o, rows):
         part = slice(start, min(o, start + rows))
         acc = torch_int8.matmul(g[:, part].t(), x, buffer[: part.stop - start])
-        scale_rows(acc, scale, None if offset is None else offset[part], out[part])
+        scale_rows_into(acc, scale, None if offset is None else offset[part], out[part])
     return out
