@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from octo_exp.build import quantize_net, speed_guard
@@ -55,9 +57,13 @@ class Subject:
 
 
 def config(overrides: Sequence[str]) -> DictConfig:
-    """Compose the project's config, as train.py would."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+    """Compose the project's config, as train.py would; raises UserError where an override names nothing."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{reason}; `python train.py --help` lists what can be chosen") from error
 
 
 def batch(cfg: DictConfig, size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

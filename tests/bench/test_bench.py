@@ -81,9 +81,14 @@ def test_train_step_refuses_a_subject_that_computes_another_step(monkeypatch, ca
     assert "does not compute the step of fp32" in capsys.readouterr().err
 
 
-def test_a_misspelt_scheme_is_refused(capsys):
-    with pytest.raises(Exception, match="int9"):
-        train_step.main([*LENET, "--quant", "int9", "--batch", "2", "--rounds", "1", "--no-growth"])
+@pytest.mark.parametrize("wrong", [["--quant", "int9"], ["model.widht=3"], ["model=lenet6"]], ids=str)
+@pytest.mark.parametrize("main", [train_step.main, twin.main, profile.main], ids=lambda f: f.__module__)
+def test_a_misspelt_name_is_one_line(main, wrong, capsys):
+    assert main([*LENET, *wrong, "--batch", "2"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert "python train.py --help" in captured.err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("overrides", [["quant.w.granularity=channel"], ["quant.g.rounding=stochastic"], []], ids=str)
