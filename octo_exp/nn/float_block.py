@@ -13,6 +13,7 @@ from torch.nn.grad import conv2d_input
 from octo_exp.kernels import fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.nn.activation import activate
 
 
 class _FloatConv(torch.autograd.Function):
@@ -64,10 +65,12 @@ class FloatConv2d(nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = _FloatConv.apply(x.float(), self.weight, self.bias, self)
-        return y
+        """Return the block's output, float32; under autocast the product is autocast's, as in nn.Conv2d."""
+        if torch.is_autocast_enabled(x.device.type):
+            y = super().forward(x)
+            return y if self.steps is None else activate(y, self.steps, self.impl)
+        out: Tensor = _FloatConv.apply(x.float(), self.weight, self.bias, self)
+        return out
 
 
 class _Bf16(nn.Module):

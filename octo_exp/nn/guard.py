@@ -67,7 +67,11 @@ class Guard:
     progress: Progress = list
 
     def verdict(self, net: nn.Module, scheme: Scheme, *, impl: str, input_shape: Sequence[int]) -> Verdict:
-        """Decide for the float `net`, which is neither changed nor trained."""
+        """Decide for the float `net`, which is neither changed nor trained; no random number is drawn for good."""
+        with torch.random.fork_rng():
+            return self._verdict(net, scheme, impl=impl, input_shape=input_shape)
+
+    def _verdict(self, net: nn.Module, scheme: Scheme, *, impl: str, input_shape: Sequence[int]) -> Verdict:
         names = quantizable(net, scheme)
         shapes = _input_shapes(net, names, (self.batch_size, *input_shape), self.device)
         known = _read(self.cache)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SAVED = ("fp32", "bf16", "int8")
-
 
 def _compress(x: Tensor, mean: Tensor, saved: str) -> tuple[Tensor, Tensor | None]:
     """x [N, C, ...], mean [C] -> (int8 codes of x - mean, scale [C]) or (bf16, None)."""

@@ -243,3 +243,14 @@ def test_a_linear_layer_takes_rows_of_any_rank(impl, shape):
     assert torch.equal(whole[0].reshape(-1, 3), rows[0])
     for a, b in zip(whole[1], rows[1], strict=True):
         assert torch.equal(a.reshape(b.shape), b)
+
+
+def test_a_layer_that_stays_float_follows_autocast():
+    net = converted(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3)), skip="[first]")
+    x = torch.randn(2, 3, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net[0](x)
+    exact = nn.functional.conv2d(x.bfloat16(), net[0].weight.bfloat16(), net[0].bias.bfloat16())
+    assert torch.equal(y, nn.functional.max_pool2d(exact.float().relu(), 2))
+    y.sum().backward()
+    assert net[0].weight.grad.dtype == torch.float32

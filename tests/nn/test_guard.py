@@ -106,7 +106,10 @@ def test_it_measures(tmp_path):
     found = Guard(batch_size=2, cache=tmp_path / "guard.json", rounds=1)
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
     verdict = found.verdict(model, scheme("octo"), impl="torch", input_shape=SHAPE)
+    # What a run draws next is the same whether it was measured now or read from disk.
+    assert torch.equal(torch.get_rng_state(), generator)
     assert set(verdict.milliseconds) == {*LAYERS, "(net)"}
     assert all(value > 0 for times in verdict.milliseconds.values() for value in times.values())
     assert not [m for m in model.modules() if isinstance(m, QuantLayer)]
