@@ -159,7 +159,7 @@ def build_trainer(cfg: DictConfig, built: Built) -> tuple[Trainer, dict[str, Any
     if built.verdict is not None and built.verdict.whole == "bf16":
         cfg = replaced(cfg, trainer=replaced(cfg.trainer, precision="bf16-mixed"))
     nodes: Mapping[str, Any] = cfg.get("callbacks") or {}
-    callbacks: dict[str, Any] = {name: instantiate(node) for name, node in nodes.items() if node}
+    callbacks: dict[str, Any] = {name: instantiate(node, _convert_="all") for name, node in nodes.items() if node}
     if not cfg.trainer.enable_progress_bar:
         callbacks.pop("progress", None)
     trainer = instantiate(

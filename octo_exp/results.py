@@ -99,6 +99,12 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
             parts = [number(f"cost/{profile}/{p}_cycles", "{:,}") for p in ("forward", "grad_input", "grad_weight")]
             lines.append((f"cycles a step, {profile}", f"{content[key]:,}"))
             lines.append(("  forward / grad_input / grad_weight", " / ".join(parts)))
+            lines.append(("  with stalls and vector work", number(f"cost/{profile}/total_cycles", "{:,}")))
+            if f"cost/{profile}/energy_uj" in content:
+                energy = content[f"cost/{profile}/energy_uj"] / 1e3
+                lines.append((f"  energy, mJ ({content['cost/energy_table']})", f"{energy:,.1f}"))
     if "cost/convention" in content:
         lines.append(("  counted as", f"{content['cost/convention']}, {content['cost/grad_input_form']}"))
+    if "cost/peak_memory_mib" in content:
+        lines.append(("memory of a step by liveness, MiB", number("cost/peak_memory_mib", "{:,.1f}")))
     return [*lines, ("seconds", number("seconds", "{:.1f}"))]

@@ -22,9 +22,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
     ),
     "hw": (set(), {"numpy"}),
-    "trace": ({"nn", "hw"}, {"torch"}),
+    "trace": ({"kernels", "nn", "hw"}, {"torch"}),
+    "plots": ({"hw"}, {"matplotlib", "rich"}),
     "lit": (set(), {"torch", "lightning", "torchmetrics"}),
-    "callbacks": ({"nn", "quant", "hw", "trace"}, {"torch", "lightning"}),
+    "callbacks": ({"nn", "quant", "hw", "trace", "plots"}, {"torch", "lightning"}),
     "weights": (set(), {"torch"}),
     "results": (set(), {"rich"}),
     "cli": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
@@ -33,7 +34,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
     "run": ({"build", "results", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
-    "bench": ({"build", "callbacks", "kernels", "nn", "quant"}, {"hydra", "omegaconf", "rich", "torch", "torchao"}),
+    "bench": (
+        {"build", "callbacks", "hw", "kernels", "nn", "plots", "quant", "trace"},
+        {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
+    ),
 }
 # Files with a dependency that their room does not have.
 EXTRA = {

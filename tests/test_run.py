@@ -80,7 +80,7 @@ def test_the_folder_holds_what_a_run_leaves(octo):
         parts = [results[f"cost/{profile}/{part}_cycles"] for part in ("forward", "grad_input", "grad_weight")]
         assert all(isinstance(part, int) and part > 0 for part in parts)
         assert sum(parts) == results[f"cost/{profile}/train_step_cycles"]
-    assert results["cost/convention"] == "scalesim"
+    assert results["cost/convention"] == "exact"
     assert results["cost/grad_input_form"] == "col2im"
     for key in ("test/acc", "val/acc", "train/images_per_s", "memory/saved_for_backward_mib", "memory/peak_mib"):
         assert results[key] > 0, key

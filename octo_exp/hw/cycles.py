@@ -10,20 +10,24 @@ streams through time (T):
     is        K   M   N   T + 2R + C - 2
 
     folds  = ceil(Sr / R) * ceil(Sc / C)
-    cycles = folds * L                        (convention "true")
+    cycles = folds * ceil(L / rate)           (convention "exact")
     cycles = folds * L - 1                    (convention "scalesim")
+
+where `rate` is the MACs that a PE does in a cycle at the operands' width: 1 for int8, less for wider ones, for which
+every line takes 1 / rate cycles.
 
 Every fold pays the full fill and drain of R and C, and folds never overlap. The formulas reproduce SCALE-Sim 2.0.2 and
 3.0.0 with bandwidth computed rather than limited (Samajdar et al., ISPASS 2020); its three habits are kept in the
 convention "scalesim" alone: it reports the index of the last line instead of the number of lines, divides the compute
-utilization of ws and is by C - 1 lines too many, and counts R + C ofmap writes per fold too many for os.
+utilization of ws and is by C - 1 lines too many, and counts R + C ofmap writes per fold too many for os. It knows
+neither operand widths nor that a partial sum is read before it is added to.
 
 All functions are vectorized: extents, array sizes and dataflows broadcast against each other, and a scalar is an array
 of shape (). Results are exact while m * n * k < 2**53, m, n, k <= 2**40 and rows, cols <= 2**16; beyond, they refuse.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +35,10 @@ from numpy.typing import ArrayLike, NDArray
 from octo_exp.errors import UserError
 
 DATAFLOWS = ("os", "ws", "is")
-CONVENTIONS = ("scalesim", "true")
+CONVENTIONS = ("exact", "scalesim")
+# What a machine may be asked to do: one dataflow, or for each GEMM the one of fewest cycles (the first of equals).
+# GEMMs do not overlap, so the choice for each is optimal for their sum.
+CHOICES = (*DATAFLOWS, "per_gemm")
 
 _EXTENT_LIMIT = 2**40
 _ARRAY_LIMIT = 2**16
@@ -50,8 +57,12 @@ class GemmCost:
         overall_utilization: MACs / (cycles * R * C).
         mapping_utilization: share of the PEs that the folds occupy, Sr * Sc / (folds * R * C).
         compute_utilization: MACs / (lines * R * C), where the lines are those of all folds.
+        dataflow: index into DATAFLOWS of the dataflow that was used.
+        row_folds: ceil(Sr / R).
+        col_folds: ceil(Sc / C).
         sram_ifmap_reads: words of operand a read from its SRAM.
         sram_filter_reads: words of operand b read from its SRAM.
+        sram_ofmap_reads: words of partial sums read back from it, to be added to ("exact" alone).
         sram_ofmap_writes: words of the result written to its SRAM, partial sums of ws and is included.
 
     """
@@ -62,7 +73,11 @@ class GemmCost:
     compute_utilization: FloatArray
     sram_ifmap_reads: IntArray
     sram_filter_reads: IntArray
+    sram_ofmap_reads: IntArray
     sram_ofmap_writes: IntArray
+    dataflow: IntArray
+    row_folds: IntArray
+    col_folds: IntArray
 
 
 class _Problem(NamedTuple):
@@ -71,10 +86,12 @@ class _Problem(NamedTuple):
     k: IntArray
     rows: IntArray
     cols: IntArray
-    dataflow: NDArray[Any]
 
 
 class _Folds(NamedTuple):
+    """A problem laid out for one dataflow, which is an index into DATAFLOWS."""
+
+    dataflow: IntArray
     spatial_rows: IntArray
     spatial_cols: IntArray
     temporal: IntArray
@@ -92,15 +109,18 @@ def gemm_cycles(
     cols: ArrayLike,
     dataflow: ArrayLike,
     convention: str,
+    rate: ArrayLike = 1.0,
 ) -> IntArray:
     """Compute cycles of [m, k] x [k, n] on rows x cols PEs; int64, of the arguments' broadcast shape.
+
+    `dataflow` is one of CHOICES, or an index into it; `rate` (MACs a PE does in a cycle) counts in "exact" alone.
 
     Raises:
         UserError: an extent that is not a positive whole number or too large, an unknown dataflow or convention.
 
     """
-    _check_convention(convention)
-    return _cycles(_fold(_problem(m, n, k, rows, cols, dataflow)), convention)
+    rates = _rates(rate, convention)
+    return _cycles(_fold(_problem(m, n, k, rows, cols), choice_codes(dataflow), rates), rates, convention)
 
 
 def gemm_cost(
@@ -112,43 +132,70 @@ def gemm_cost(
     cols: ArrayLike,
     dataflow: ArrayLike,
     convention: str,
+    rate: ArrayLike = 1.0,
 ) -> GemmCost:
-    """Cycles, utilization and SRAM traffic of [m, k] x [k, n] on rows x cols PEs; errors as in `gemm_cycles`."""
-    _check_convention(convention)
-    problem = _problem(m, n, k, rows, cols, dataflow)
-    folds = _fold(problem)
-    cycles = _cycles(folds, convention)
+    """Cycles, utilization and SRAM traffic of [m, k] x [k, n] on rows x cols PEs; as in `gemm_cycles`."""
+    rates = _rates(rate, convention)
+    problem = _problem(m, n, k, rows, cols)
+    folds = _fold(problem, choice_codes(dataflow), rates)
+    cycles = _cycles(folds, rates, convention)
     macs = problem.m * problem.n * problem.k
     elements = problem.rows * problem.cols
     mapping = folds.spatial_rows * folds.spatial_cols / (folds.row_folds * folds.col_folds * elements)
-    ifmap, filters, ofmap = _sram_words(problem, folds, convention)
+    charged = _charged_lines(problem, folds, rates, convention)
+    ifmap, filters, ofmap_reads, ofmap_writes = _sram_words(problem, folds, convention)
+
+    def whole(values: IntArray) -> IntArray:
+        return np.broadcast_to(values, cycles.shape)
+
     return GemmCost(
         cycles=cycles,
         # One MAC on one PE takes 0 cycles by the convention "scalesim"; it keeps that PE busy all the same.
         overall_utilization=np.asarray(macs / (np.maximum(cycles, 1) * elements), np.float64),
         mapping_utilization=np.asarray(mapping, np.float64),
-        compute_utilization=np.asarray(mapping * folds.temporal / _charged_lines(problem, folds, convention)),
-        sram_ifmap_reads=ifmap,
-        sram_filter_reads=filters,
-        sram_ofmap_writes=ofmap,
+        compute_utilization=np.asarray(mapping * folds.temporal / charged),
+        sram_ifmap_reads=whole(ifmap),
+        sram_filter_reads=whole(filters),
+        sram_ofmap_reads=whole(ofmap_reads),
+        sram_ofmap_writes=whole(ofmap_writes),
+        dataflow=whole(folds.dataflow),
+        row_folds=whole(folds.row_folds),
+        col_folds=whole(folds.col_folds),
     )
 
 
-def _check_convention(convention: str) -> None:
+def choice_codes(dataflow: ArrayLike) -> IntArray:
+    """Names out of CHOICES, or indices into it, as indices; int64 of the same shape."""
+    array = np.asarray(dataflow)
+    if array.dtype.kind in "iu":
+        if array.size and not 0 <= array.min() <= array.max() < len(CHOICES):
+            raise UserError(f"a dataflow's index must lie in 0..{len(CHOICES) - 1}, got {array.min()}..{array.max()}")
+        return array.astype(np.int64)
+    codes = np.full(array.shape, -1, np.int64)
+    for code, name in enumerate(CHOICES):
+        codes[array == name] = code
+    if (codes < 0).any():
+        wrong = str(array[codes < 0].flat[0])
+        raise UserError(f"unknown dataflow {wrong!r}: choose one of {', '.join(CHOICES)}")
+    return codes
+
+
+def _rates(rate: ArrayLike, convention: str) -> FloatArray:
     if convention not in CONVENTIONS:
         raise UserError(f"unknown cycle convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
+    rates = np.asarray(rate, np.float64)
+    if rates.size and not (rates.min() > 0 and rates.max() <= 1):
+        raise UserError(f"a PE's rate must lie in 0..1 MACs a cycle, got {rates.min()}..{rates.max()}")
+    return rates if convention == "exact" else np.asarray(1.0)
 
 
-def _problem(
-    m: ArrayLike, n: ArrayLike, k: ArrayLike, rows: ArrayLike, cols: ArrayLike, dataflow: ArrayLike
-) -> _Problem:
+def _problem(m: ArrayLike, n: ArrayLike, k: ArrayLike, rows: ArrayLike, cols: ArrayLike) -> _Problem:
     problem = _Problem(
         m=_positive("m", m, _EXTENT_LIMIT),
         n=_positive("n", n, _EXTENT_LIMIT),
         k=_positive("k", k, _EXTENT_LIMIT),
         rows=_positive("rows", rows, _ARRAY_LIMIT),
         cols=_positive("cols", cols, _ARRAY_LIMIT),
-        dataflow=_dataflows(dataflow),
     )
     # A float product cannot wrap, so it finds what the int64 products below could not hold.
     if np.any(problem.m.astype(np.float64) * problem.n * problem.k >= _MACS_LIMIT):
@@ -165,53 +212,63 @@ def _positive(name: str, value: ArrayLike, limit: int) -> IntArray:
     return array.astype(np.int64)
 
 
-def _dataflows(dataflow: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(dataflow)
-    wrong = [str(name) for name in np.unique(array) if name not in DATAFLOWS]
-    if wrong:
-        raise UserError(f"unknown dataflow {wrong[0]!r}: choose one of {', '.join(DATAFLOWS)}")
-    return array
+def _fold(problem: _Problem, choice: IntArray, rates: FloatArray) -> _Folds:
+    """Lay the problem out as chosen; where the choice is free, by the dataflow of fewest cycles."""
+    free = choice == len(DATAFLOWS)
+    if not free.any():
+        return _laid_out(problem, choice)
+    each = [_cycles(_laid_out(problem, np.asarray(code)), rates, "exact") for code in range(len(DATAFLOWS))]
+    best = np.argmin(np.stack(np.broadcast_arrays(*each)), axis=0)
+    return _laid_out(problem, np.where(free, best, choice))
 
 
-def _fold(problem: _Problem) -> _Folds:
-    m, n, k, rows, cols, dataflow = problem
-    output_stationary = dataflow == "os"
-    input_stationary = dataflow == "is"
+def _laid_out(problem: _Problem, dataflow: IntArray) -> _Folds:
+    m, n, k, rows, cols = problem
+    output_stationary, input_stationary = dataflow == 0, dataflow == 2
     spatial_rows = np.where(output_stationary, m, k)
     spatial_cols = np.where(input_stationary, m, n)
     temporal = np.where(output_stationary, k, np.where(input_stationary, n, m))
     # ws and is first load the stationary operand, which takes another R lines.
     preload = np.where(output_stationary, 0, rows)
     return _Folds(
+        dataflow=dataflow,
         spatial_rows=spatial_rows,
         spatial_cols=spatial_cols,
         temporal=temporal,
         row_folds=-(-spatial_rows // rows),
         col_folds=-(-spatial_cols // cols),
-        lines=temporal + preload + rows + cols - 2,
+        lines=temporal + (preload + rows + cols - 2),
     )
 
 
-def _cycles(folds: _Folds, convention: str) -> IntArray:
-    total = folds.row_folds * folds.col_folds * folds.lines
-    return np.asarray(total - (1 if convention == "scalesim" else 0), np.int64)
-
-
-def _charged_lines(problem: _Problem, folds: _Folds, convention: str) -> IntArray:
-    if convention == "true":
-        return folds.lines
-    return folds.lines + np.where(problem.dataflow == "os", 0, problem.cols - 1)
-
-
-def _sram_words(problem: _Problem, folds: _Folds, convention: str) -> tuple[IntArray, IntArray, IntArray]:
-    """Words read of a, read of b and written of the result; an operand is read again for every fold it meets."""
-    m, n, k, rows, cols, dataflow = problem
-    output_stationary = dataflow == "os"
-    weight_stationary = dataflow == "ws"
-    input_stationary = dataflow == "is"
-    ifmap = np.where(input_stationary, 1, folds.col_folds) * m * k
-    filters = np.where(output_stationary, folds.row_folds, np.where(weight_stationary, 1, folds.col_folds)) * k * n
-    ofmap = np.where(output_stationary, 1, folds.row_folds) * m * n
+def _cycles(folds: _Folds, rates: FloatArray, convention: str) -> IntArray:
     if convention == "scalesim":
-        ofmap = ofmap + np.where(output_stationary, folds.row_folds * folds.col_folds * (rows + cols), 0)
-    return ifmap, filters, ofmap
+        return np.asarray(folds.row_folds * folds.col_folds * folds.lines - 1, np.int64)
+    return np.asarray(folds.row_folds * folds.col_folds * _slowed(folds.lines, rates), np.int64)
+
+
+def _slowed(lines: IntArray, rates: FloatArray) -> IntArray:
+    """Cycles of so many lines: the lines themselves where a PE does a MAC a cycle."""
+    if (rates == 1).all():
+        return lines
+    slowed: IntArray = np.ceil(lines / rates).astype(np.int64)
+    return slowed
+
+
+def _charged_lines(problem: _Problem, folds: _Folds, rates: FloatArray, convention: str) -> IntArray:
+    if convention == "exact":
+        return _slowed(folds.lines, rates)
+    return folds.lines + np.where(folds.dataflow == 0, 0, problem.cols - 1)
+
+
+def _sram_words(problem: _Problem, folds: _Folds, convention: str) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Words read of a and of b, read and written of the result; an operand is read again for every fold it meets."""
+    m, n, k, rows, cols = problem
+    output_stationary, weight_stationary, input_stationary = (folds.dataflow == code for code in range(3))
+    ifmap = np.where(input_stationary, 1, folds.col_folds) * (m * k)
+    filters = np.where(output_stationary, folds.row_folds, np.where(weight_stationary, 1, folds.col_folds)) * (k * n)
+    ofmap = np.where(output_stationary, 1, folds.row_folds) * (m * n)
+    if convention == "scalesim":
+        padded = np.where(output_stationary, folds.row_folds * folds.col_folds * (rows + cols), 0)
+        return ifmap, filters, np.zeros_like(ofmap), ofmap + padded
+    return ifmap, filters, ofmap - m * n, ofmap

@@ -4,12 +4,15 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from octo_exp.errors import UserError
 
 T = TypeVar("T")
+
+STATUSES = ("verified", "assumed")
 
 
 def named_fields(what: str) -> Callable[[type[T]], type[T]]:
@@ -34,6 +37,12 @@ def named_fields(what: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
+def check_name(title: str, name: object) -> None:
+    """Raise `UserError` unless `name` can be a part of log keys and file names."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"{title}: name must be made of letters, digits, '_', '.' and '-'")
+
+
 def check_number(title: str, name: str, value: object, *, whole: bool) -> None:
     """Raise `UserError` unless `value` is a finite number > 0, and a whole one where `whole` is true."""
     kind = "a whole number" if whole else "a number"
@@ -42,6 +51,24 @@ def check_number(title: str, name: str, value: object, *, whole: bool) -> None:
         raise UserError(f"{title}: {name} must be {kind}, got {value!r}")
     if not math.isfinite(value) or value <= 0:
         raise UserError(f"{title}: {name} must be {kind} greater than zero, got {value!r}")
+
+
+def checked_sources(
+    title: str, sources: Mapping[str, Mapping[str, str]], described: list[str]
+) -> dict[str, dict[str, str]]:
+    """Plain copy of `sources`, one {source, status} for each described field and none for another, else `UserError`."""
+    if not isinstance(sources, Mapping):
+        raise UserError(f"{title}: sources must map field names to {{source, status}}, got {sources!r}")
+    for name in sources:
+        if name not in described:
+            raise UserError(f"{title}: sources names {name!r}, which is no number given here")
+    for name in described:
+        entry = sources.get(name)
+        if not isinstance(entry, Mapping) or set(entry) != {"source", "status"} or not entry["source"]:
+            raise UserError(f"{title}: sources.{name} must be {{source: <text>, status: {' | '.join(STATUSES)}}}")
+        if entry["status"] not in STATUSES:
+            raise UserError(f"{title}: sources.{name}.status must be {' or '.join(STATUSES)}, got {entry['status']!r}")
+    return {name: {"source": str(sources[name]["source"]), "status": sources[name]["status"]} for name in described}
 
 
 def _check_names(title: str, fields: tuple[dataclasses.Field[Any], ...], given: dict[str, object]) -> None:

@@ -1,18 +1,28 @@
-"""The price of a training step on one machine: a row for each GEMM and a total for each pass."""
+"""The price of a training step on one machine: a row for each GEMM, a row for the work beside it, and totals."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from octo_exp.hw.cycles import gemm_cost
+from octo_exp.hw.cycles import DATAFLOWS
+from octo_exp.hw.energy import EnergyTable
+from octo_exp.hw.machines import Machines
+from octo_exp.hw.price import GemmPrices, check_arithmetic, price_gemms, price_vector
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.hw.workload import Workload
+from octo_exp.hw.workload import Gemm, Workload
+
+MIB = 2**20
+_UJ = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostRow:
-    """One layer in one role; cycles, MACs and milliseconds cover all `count` GEMMs of shape m, n, k."""
+    """One layer in one role; everything but m, n, k and the utilizations covers all `count` GEMMs.
+
+    `unit` is array, or vector where the array does not multiply the operands' width; utilizations are those of the
+    unit. Average bandwidths are bytes a cycle over compute and stall cycles.
+    """
 
     layer: str
     role: str
@@ -20,18 +30,57 @@ class CostRow:
     n: int
     k: int
     count: int
+    bits_a: int
+    bits_b: int
+    unit: str
+    dataflow: str
     cycles: int
+    stall_cycles: int
     macs: int
     utilization: float
+    mapping_utilization: float
+    compute_utilization: float
+    sram_ifmap_reads: int
+    sram_filter_reads: int
+    sram_ofmap_reads: int
+    sram_ofmap_writes: int
+    dram_ifmap_read_bytes: int
+    dram_filter_read_bytes: int
+    dram_ofmap_read_bytes: int
+    dram_ofmap_write_bytes: int
+    dram_ifmap_bytes_per_cycle: float
+    dram_filter_bytes_per_cycle: float
+    dram_ofmap_bytes_per_cycle: float
+    energy_uj: float | None
     milliseconds: float
+
+    @property
+    def dram_bytes(self) -> int:
+        """Off-chip bytes of all operands."""
+        reads = self.dram_ifmap_read_bytes + self.dram_filter_read_bytes + self.dram_ofmap_read_bytes
+        return reads + self.dram_ofmap_write_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorRow:
+    """Work of one kind that a layer does in one role beside its GEMM; None where the machine has no vector unit."""
+
+    layer: str
+    role: str
+    kind: str
+    operations: int
+    dram_bytes: int
+    cycles: int | None
+    stall_cycles: int | None
+    energy_uj: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostReport:
-    """Compute cycles of a training step, without memory stalls.
+    """The cost of a training step; work of the vector unit has rows and a total of its own.
 
-    Not priced, for no GEMM count knows them: quantising and rescaling, activations, pooling and normalization, the
-    scattered adds of col2im, the optimizer.
+    Units follow each other without overlap. The convention "scalesim" knows the array alone: neither stalls nor vector
+    work.
     """
 
     profile: str
@@ -39,79 +88,158 @@ class CostReport:
     grad_input_form: str
     batch_size: int
     rows: tuple[CostRow, ...]
+    vector_rows: tuple[VectorRow, ...]
+    processing_elements: int
+    frequency_mhz: float
+    has_vector_unit: bool
 
-    @property
-    def forward_cycles(self) -> int:
-        """Cycles of the role `output`."""
-        return self._cycles_of("output")
-
-    @property
-    def grad_input_cycles(self) -> int:
-        """Cycles of the role `grad_input`."""
-        return self._cycles_of("grad_input")
-
-    @property
-    def grad_weight_cycles(self) -> int:
-        """Cycles of the role `grad_weight`."""
-        return self._cycles_of("grad_weight")
+    def cycles_of(self, role: str) -> int:
+        """Compute cycles of one role's GEMMs."""
+        return sum(row.cycles for row in self.rows if row.role == role)
 
     @property
     def train_step_cycles(self) -> int:
-        """Cycles of all three roles."""
+        """Compute cycles of all GEMMs."""
         return sum(row.cycles for row in self.rows)
 
     @property
-    def train_step_ms(self) -> float:
-        """Milliseconds of all three roles at the machine's clock."""
-        return math.fsum(row.milliseconds for row in self.rows)
+    def vector_cycles(self) -> int | None:
+        """Compute cycles of the vector unit's own work; None where the machine, or the convention, has no such unit."""
+        return sum(row.cycles or 0 for row in self.vector_rows) if self.has_vector_unit else None
+
+    @property
+    def stall_cycles(self) -> int:
+        """Cycles in which the array or the vector unit waits for off-chip memory."""
+        return sum(row.stall_cycles for row in self.rows) + sum(row.stall_cycles or 0 for row in self.vector_rows)
+
+    @property
+    def total_cycles(self) -> int:
+        """Compute cycles of array and vector unit, and stalls."""
+        return self.train_step_cycles + (self.vector_cycles or 0) + self.stall_cycles
+
+    @property
+    def utilization(self) -> float:
+        """MACs of the GEMMs / (their compute cycles * PEs)."""
+        return sum(row.macs for row in self.rows) / (max(self.train_step_cycles, 1) * self.processing_elements)
+
+    @property
+    def dram_bytes(self) -> int:
+        """Off-chip bytes of everything that is priced."""
+        vector = sum(row.dram_bytes for row in self.vector_rows if row.cycles is not None)
+        return sum(row.dram_bytes for row in self.rows) + vector
+
+    @property
+    def energy_uj(self) -> float | None:
+        """Energy of everything that is priced; None where no row has one, for want of a table."""
+        each = [row.energy_uj for row in self.rows] + [row.energy_uj for row in self.vector_rows]
+        known = [energy for energy in each if energy is not None]
+        return math.fsum(known) if known else None
 
     def totals(self) -> dict[str, int | float]:
-        """The five totals by name, as they are logged."""
-        return {
-            "forward_cycles": self.forward_cycles,
-            "grad_input_cycles": self.grad_input_cycles,
-            "grad_weight_cycles": self.grad_weight_cycles,
+        """The totals by name, as they are logged; what the machine or the table does not give is absent."""
+        found: dict[str, int | float | None] = {
+            "forward_cycles": self.cycles_of("output"),
+            "grad_input_cycles": self.cycles_of("grad_input"),
+            "grad_weight_cycles": self.cycles_of("grad_weight"),
             "train_step_cycles": self.train_step_cycles,
-            "train_step_ms": self.train_step_ms,
+            "vector_cycles": self.vector_cycles,
+            "stall_cycles": self.stall_cycles,
+            "total_cycles": self.total_cycles,
+            "train_step_ms": self.total_cycles / (self.frequency_mhz * 1e3),
+            "utilization": self.utilization,
+            "dram_mib": self.dram_bytes / MIB,
+            "energy_uj": self.energy_uj,
         }
-
-    def _cycles_of(self, role: str) -> int:
-        return sum(row.cycles for row in self.rows if row.role == role)
+        return {name: value for name, value in found.items() if value is not None}
 
 
-def training_step_cost(workload: Workload, profile: HardwareProfile, *, convention: str) -> CostReport:
-    """Price every GEMM of `workload` on `profile`.
+def training_step_cost(
+    workload: Workload, profile: HardwareProfile, *, convention: str, energy: EnergyTable | None = None
+) -> CostReport:
+    """Price every GEMM of `workload` on `profile`, and the work beside them.
 
-    `convention` is "scalesim" (each GEMM one cycle short, as that simulator reports it) or "true"; see `hw.cycles`.
+    `convention` is "exact", or "scalesim": one byte and one MAC an operand, a cycle short a GEMM; see `hw.cycles`.
 
     Raises:
-        UserError: an unknown convention, or a GEMM too large to be priced exactly.
+        UserError: an unknown convention, a GEMM too large to be priced exactly, or an operand width that the machine
+            does not multiply or the table does not price.
 
     """
-    # The type is named because an empty workload would become an array of floats.
-    shapes = np.array([(gemm.m, gemm.n, gemm.k) for gemm in workload.gemms], np.int64).reshape(-1, 3)
-    cost = gemm_cost(*shapes.T, rows=profile.rows, cols=profile.cols, dataflow=profile.dataflow, convention=convention)
-    rows = []
-    for gemm, cycles, utilization in zip(workload.gemms, cost.cycles, cost.overall_utilization, strict=True):
-        total = int(cycles) * gemm.count
-        rows.append(
-            CostRow(
-                layer=gemm.layer,
-                role=gemm.role,
-                m=gemm.m,
-                n=gemm.n,
-                k=gemm.k,
-                count=gemm.count,
-                cycles=total,
-                macs=gemm.macs,
-                utilization=float(utilization),
-                milliseconds=total / (profile.frequency_mhz * 1e3),
-            )
-        )
+    check_arithmetic(workload, profile, convention=convention, energy=energy)
+    machine = Machines.of([profile])
+    prices = price_gemms(workload.arrays(), machine, convention=convention, energy=energy)
+    rows = tuple(_row(gemm, prices, index, profile) for index, gemm in enumerate(workload.gemms))
+    vector = () if convention == "scalesim" else _vector_rows(workload, machine, energy)
     return CostReport(
         profile=profile.name,
         convention=convention,
         grad_input_form=workload.grad_input_form,
         batch_size=workload.batch_size,
-        rows=tuple(rows),
+        rows=rows,
+        vector_rows=vector,
+        processing_elements=profile.processing_elements,
+        frequency_mhz=profile.frequency_mhz,
+        has_vector_unit=profile.vector_lanes is not None and convention == "exact",
     )
+
+
+def _row(gemm: Gemm, prices: GemmPrices, index: int, profile: HardwareProfile) -> CostRow:
+    at = (0, index)
+    on_vector = bool(prices.on_vector[at])
+    cycles, stalls = int(prices.cycles[at]), int(prices.stall_cycles[at])
+    cost, traffic, total = prices.cost, prices.traffic, max(cycles + stalls, 1)
+    lane_use = gemm.macs / (cycles * (profile.vector_lanes or 1)) if on_vector else 0.0
+    ofmap = int(traffic.ofmap_reads[at]) + int(traffic.ofmap_writes[at])
+    return CostRow(
+        layer=gemm.layer,
+        role=gemm.role,
+        m=gemm.m,
+        n=gemm.n,
+        k=gemm.k,
+        count=gemm.count,
+        bits_a=gemm.bits_a,
+        bits_b=gemm.bits_b,
+        unit="vector" if on_vector else "array",
+        dataflow="-" if on_vector else DATAFLOWS[int(cost.dataflow[at])],
+        cycles=cycles,
+        stall_cycles=stalls,
+        macs=gemm.macs,
+        utilization=lane_use if on_vector else float(cost.overall_utilization[at]),
+        mapping_utilization=lane_use if on_vector else float(cost.mapping_utilization[at]),
+        compute_utilization=lane_use if on_vector else float(cost.compute_utilization[at]),
+        sram_ifmap_reads=int(cost.sram_ifmap_reads[at]) * gemm.count,
+        sram_filter_reads=int(cost.sram_filter_reads[at]) * gemm.count,
+        sram_ofmap_reads=int(cost.sram_ofmap_reads[at]) * gemm.count,
+        sram_ofmap_writes=int(cost.sram_ofmap_writes[at]) * gemm.count,
+        dram_ifmap_read_bytes=int(traffic.ifmap_reads[at]),
+        dram_filter_read_bytes=int(traffic.filter_reads[at]),
+        dram_ofmap_read_bytes=int(traffic.ofmap_reads[at]),
+        dram_ofmap_write_bytes=int(traffic.ofmap_writes[at]),
+        dram_ifmap_bytes_per_cycle=int(traffic.ifmap_reads[at]) / total,
+        dram_filter_bytes_per_cycle=int(traffic.filter_reads[at]) / total,
+        dram_ofmap_bytes_per_cycle=ofmap / total,
+        energy_uj=None if prices.energy_pj is None else float(prices.energy_pj[at]) * _UJ,
+        milliseconds=(cycles + stalls) / (profile.frequency_mhz * 1e3),
+    )
+
+
+def _vector_rows(workload: Workload, machine: Machines, energy: EnergyTable | None) -> tuple[VectorRow, ...]:
+    prices = price_vector(workload, machine, energy=energy)
+    priced = not bool(np.isnan(machine.vector_lanes[0, 0]))
+    rows = []
+    for index, work in enumerate(workload.vector):
+        at = (0, index)
+        spent = prices.energy_pj
+        rows.append(
+            VectorRow(
+                layer=work.layer,
+                role=work.role,
+                kind=work.kind,
+                operations=work.operations,
+                dram_bytes=work.bytes_read + work.bytes_written,
+                cycles=int(prices.cycles[at]) if priced else None,
+                stall_cycles=int(prices.stall_cycles[at]) if priced else None,
+                energy_uj=float(spent[at]) * _UJ if priced and spent is not None else None,
+            )
+        )
+    return tuple(rows)

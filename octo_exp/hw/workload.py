@@ -1,13 +1,19 @@
-"""The GEMMs of one training step: shapes and operand widths, no tensors."""
+"""What one training step does, as shapes and widths: GEMMs, work of the vector unit, and what lies in memory when."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from octo_exp.errors import UserError
 from octo_exp.hw.fields import check_number
 
 ROLES = ("output", "grad_input", "grad_weight")
 GRAD_INPUT_FORMS = ("col2im", "im2col")
+WIDTHS = ("int8", "bf16", "fp32")
+VECTOR_KINDS = ("quantize", "rescale", "elementwise", "pool", "norm", "col2im", "optimizer")
+BUFFER_KINDS = ("weight", "activation", "mask", "gradient", "optimizer", "workspace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +29,9 @@ class Gemm:
         count: number of identical products, e.g. the groups of a convolution.
         bits_a: width of an element of a.
         bits_b: width of an element of b.
+        bits_out: width of an element of the result as it leaves the array.
+        elements_a: distinct elements of a in memory, where windows overlap fewer than m * k; None: m * k.
+        elements_b: distinct elements of b in memory; None: k * n.
 
     Raises:
         UserError: an unknown role or an extent that is not a positive whole number.
@@ -37,16 +46,113 @@ class Gemm:
     count: int
     bits_a: int
     bits_b: int
+    bits_out: int = 32
+    elements_a: int | None = None
+    elements_b: int | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UserError(f"layer {self.layer!r}: role must be one of {', '.join(ROLES)}, got {self.role!r}")
-        for name in ("m", "n", "k", "count", "bits_a", "bits_b"):
+        for name in ("elements_a", "elements_b"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, (self.m if name == "elements_a" else self.n) * self.k)
+        for name in ("m", "n", "k", "count", "bits_a", "bits_b", "bits_out", "elements_a", "elements_b"):
             check_number(f"layer {self.layer!r}", name, getattr(self, name), whole=True)
+
+    @property
+    def width(self) -> str:
+        """The arithmetic it needs: int8 | bf16 (any 16-bit operand) | fp32, that of its wider operand."""
+        bits = max(self.bits_a, self.bits_b)
+        return "int8" if bits <= 8 else "bf16" if bits <= 16 else "fp32"
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates, products with padding included: m * n * k * count."""
+        return self.m * self.n * self.k * self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorWork:
+    """What a layer does element by element in one role, beside its GEMM.
+
+    Attributes:
+        layer: the layer's name in the network.
+        role: output | grad_input | grad_weight: the pass it belongs to; the optimizer's belongs to grad_weight.
+        kind: one of VECTOR_KINDS.
+        operations: operations on single elements.
+        bytes_read: bytes of the tensors it reads.
+        bytes_written: bytes of the tensors it writes.
+
+    """
+
+    layer: str
+    role: str
+    kind: str
+    operations: int
+    bytes_read: int
+    bytes_written: int
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("role", self.role, ROLES), ("kind", self.kind, VECTOR_KINDS)):
+            if value not in known:
+                raise UserError(f"layer {self.layer!r}: {name} must be one of {', '.join(known)}, got {value!r}")
+
+    def __add__(self, other: "VectorWork") -> "VectorWork":
+        """Both, of the same layer, role and kind."""
+        return replace(
+            self,
+            operations=self.operations + other.operations,
+            bytes_read=self.bytes_read + other.bytes_read,
+            bytes_written=self.bytes_written + other.bytes_written,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """A piece of memory and the events of the step, `first` to `last` and both included, during which it is needed.
+
+    Attributes:
+        layer: the layer's name in the network.
+        kind: one of BUFFER_KINDS.
+        bytes: its size.
+        first: the event before which it does not exist.
+        last: the event after which it is free.
+        kept: whether it is kept for the backward pass.
+
+    """
+
+    layer: str
+    kind: str
+    bytes: int
+    first: int
+    last: int
+    kept: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in BUFFER_KINDS:
+            raise UserError(f"layer {self.layer!r}: kind must be one of {', '.join(BUFFER_KINDS)}, got {self.kind!r}")
+        if not 0 <= self.first <= self.last:
+            raise UserError(f"layer {self.layer!r}: a buffer must not end before it begins: {self.first}..{self.last}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmArrays:
+    """The GEMMs of a workload as columns, int64 of shape [L], for the vectorized model; `width` holds 0 int8, 1, 2."""
+
+    m: NDArray[np.int64]
+    n: NDArray[np.int64]
+    k: NDArray[np.int64]
+    count: NDArray[np.int64]
+    elements_a: NDArray[np.int64]
+    elements_b: NDArray[np.int64]
+    bytes_a: NDArray[np.int64]
+    bytes_b: NDArray[np.int64]
+    bytes_out: NDArray[np.int64]
+    width: NDArray[np.int64]
+
+    @property
+    def macs(self) -> NDArray[np.int64]:
+        """Multiply-accumulates of each GEMM, `count` products together."""
         return self.m * self.n * self.k * self.count
 
 
@@ -58,6 +164,8 @@ class Workload:
 
     Attributes:
         gemms: for each layer output, grad_input, grad_weight; the gradients that are not computed are absent.
+        vector: what is done beside the GEMMs, in the same order.
+        buffers: what lies in memory; empty where only GEMMs are known.
         batch_size: images in the step.
         grad_input_form: col2im (dcol = dY * W, then scattered adds, which are not MACs) | im2col (a convolution of dY,
             padded and spread by the stride, whose products with zero count).
@@ -70,6 +178,8 @@ class Workload:
     gemms: tuple[Gemm, ...]
     batch_size: int
     grad_input_form: str
+    vector: tuple[VectorWork, ...] = ()
+    buffers: tuple[Buffer, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("workload", "batch_size", self.batch_size, whole=True)
@@ -85,9 +195,9 @@ class Workload:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise UserError(f"workloads of different {name} cannot be added: {mine} and {theirs}")
-        return Workload(
-            gemms=self.gemms + other.gemms, batch_size=self.batch_size, grad_input_form=self.grad_input_form
-        )
+        if self.buffers or other.buffers:
+            raise UserError("workloads with buffers cannot be added: their events are those of one network")
+        return replace(self, gemms=self.gemms + other.gemms, vector=self.vector + other.vector)
 
     @property
     def macs(self) -> int:
@@ -97,3 +207,14 @@ class Workload:
     def of_role(self, role: str) -> tuple[Gemm, ...]:
         """The GEMMs of one role, in order."""
         return tuple(gemm for gemm in self.gemms if gemm.role == role)
+
+    def arrays(self) -> GemmArrays:
+        """The GEMMs as columns; an element of 8 bits or fewer takes a byte."""
+        names = ("m", "n", "k", "count", "elements_a", "elements_b", "bits_a", "bits_b", "bits_out")
+        rows = [tuple(getattr(gemm, name) for name in names) for gemm in self.gemms]
+        # The type is named because an empty workload would become an array of floats.
+        columns = dict(zip(names, np.array(rows, np.int64).reshape(-1, len(names)).T, strict=True))
+        for operand in ("a", "b", "out"):
+            columns[f"bytes_{operand}"] = -(-columns.pop(f"bits_{operand}") // 8)
+        width = np.array([WIDTHS.index(gemm.width) for gemm in self.gemms], np.int64)
+        return GemmArrays(width=width, **columns)

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from octo_exp.callbacks import cost
 from octo_exp.callbacks.cost import CostCallback
 from octo_exp.errors import UserError
-from octo_exp.hw import HardwareProfile, training_step_cost
+from octo_exp.hw import step_memory, training_step_cost
 from octo_exp.trace import trace
+from tests.hw.helpers import machine, table
 
 pytestmark = [
     # Lightning 2.6 asks torch 2.13 in a way that torch has deprecated.
@@ -21,25 +22,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*number of training batches"),
 ]
-TOTALS = ("forward_cycles", "grad_input_cycles", "grad_weight_cycles", "train_step_cycles", "train_step_ms")
-
-
-def profile(side):
-    given = {
-        "rows": side,
-        "cols": side,
-        "dataflow": "os",
-        "frequency_mhz": 100,
-        "sram_ifmap_kib": 64,
-        "sram_filter_kib": 64,
-        "sram_ofmap_kib": 64,
-        "dram_bytes_per_cycle": 10,
-    }
-    sources = {name: {"source": "test", "status": "assumed"} for name in given}
-    return HardwareProfile(name=f"square_{side}", quoted_tops=None, sources=sources, notes="", **given)
-
-
-PROFILES = {"small": profile(4), "large": profile(16)}
+ENERGY = table()
+ASSUMED = {
+    "cost/convention": "scalesim",
+    "cost/grad_input_form": "col2im",
+    "cost/batch_size": 4,
+    "cost/optimizer": "SGD",
+    "cost/energy_table": "test",
+}
+PROFILES = {
+    "small": machine(rows=4, cols=4, vector_lanes=4, fp32_macs_per_pe_cycle=0.25),
+    "large": machine(rows=16, cols=16, vector_lanes=16, fp32_macs_per_pe_cycle=0.25),
+}
 
 
 class Data(lightning.LightningDataModule):
@@ -70,8 +64,8 @@ class Lit(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def callback(convention="scalesim", form="col2im"):
-    return CostCallback(profiles=PROFILES, convention=convention, grad_input_form=form)
+def callback(convention="scalesim", form="col2im", energy=ENERGY):
+    return CostCallback(profiles=PROFILES, convention=convention, grad_input_form=form, energy=energy)
 
 
 def trainer(folder, *callbacks, loggers=()):
@@ -89,7 +83,10 @@ def trainer(folder, *callbacks, loggers=()):
 
 def expected(net, form="col2im", convention="scalesim"):
     workload = trace(net, (1, 6, 6), batch_size=4, grad_input_form=form)
-    return {name: training_step_cost(workload, item, convention=convention) for name, item in PROFILES.items()}
+    return {
+        name: training_step_cost(workload, item, convention=convention, energy=table())
+        for name, item in PROFILES.items()
+    }
 
 
 def read(path):
@@ -101,10 +98,13 @@ def test_results_hold_the_totals_of_every_profile(tmp_path):
     priced, lit = callback(), Lit()
     trainer(tmp_path, priced).fit(lit, datamodule=Data())
     want = {
-        f"cost/{name}/{total}": getattr(report, total) for name, report in expected(lit.net).items() for total in TOTALS
+        f"cost/{name}/{total}": value
+        for name, report in expected(lit.net).items()
+        for total, value in report.totals().items()
     }
-    want |= {"cost/convention": "scalesim", "cost/grad_input_form": "col2im", "cost/batch_size": 4}
-    assert priced.results == want
+    cycles = {key: value for key, value in priced.results.items() if key.count("/") == 2}
+    assert cycles == want
+    assert {key: priced.results[key] for key in ASSUMED} == ASSUMED
     for name in PROFILES:
         parts = [priced.results[f"cost/{name}/{role}_cycles"] for role in ("forward", "grad_input", "grad_weight")]
         assert sum(parts) == priced.results[f"cost/{name}/train_step_cycles"] > 0
@@ -112,10 +112,10 @@ def test_results_hold_the_totals_of_every_profile(tmp_path):
 
 
 def test_convention_and_form_reach_the_figures(tmp_path):
-    priced, lit = callback("true", "im2col"), Lit()
+    priced, lit = callback("exact", "im2col"), Lit()
     trainer(tmp_path, priced).fit(lit, datamodule=Data())
-    assert priced.reports == expected(lit.net, "im2col", "true")
-    assert priced.results["cost/convention"] == "true"
+    assert priced.reports == expected(lit.net, "im2col", "exact")
+    assert priced.results["cost/convention"] == "exact"
     assert priced.results["cost/grad_input_form"] == "im2col"
 
 
@@ -167,11 +167,80 @@ def test_csv_logger_gets_the_numbers_as_hyperparameters(tmp_path):
     assert logged == {key: value for key, value in priced.results.items() if not isinstance(value, str)}
 
 
+def test_memory_is_that_of_the_trained_step(tmp_path):
+    priced, lit = callback(), Lit()
+    trainer(tmp_path, priced).fit(lit, datamodule=Data())
+    memory = step_memory(trace(lit.net, (1, 6, 6), batch_size=4, grad_input_form="col2im").buffers)
+    assert priced.results["cost/peak_memory_mib"] == memory.peak_bytes / 2**20 > 0
+    assert priced.results["cost/kept_for_backward_mib"] == memory.kept_bytes / 2**20 > 0
+    kinds = [value for key, value in priced.results.items() if key.startswith("cost/peak_") and "memory" not in key]
+    assert sum(kinds) == pytest.approx(priced.results["cost/peak_memory_mib"])
+
+
+class Adam(Lit):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+def test_the_trainers_optimizer_is_priced(tmp_path):
+    plain, adam, lit = callback("exact"), callback("exact"), Adam()
+    trainer(tmp_path / "plain", plain).fit(Lit(), datamodule=Data())
+    trainer(tmp_path / "adam", adam).fit(lit, datamodule=Data())
+    assert adam.results["cost/optimizer"] == "Adam"
+    state = 8 * sum(parameter.numel() for parameter in lit.net.parameters())
+    assert adam.results["cost/peak_optimizer_mib"] == state / 2**20
+    assert plain.results["cost/peak_optimizer_mib"] == 0
+    assert adam.results["cost/small/vector_cycles"] > plain.results["cost/small/vector_cycles"]
+
+
+def test_autocast_makes_float_layers_narrow(tmp_path):
+    run = lightning.Trainer(default_root_dir=tmp_path, accelerator="cpu", precision="bf16-mixed", logger=False)
+    run.datamodule = Data()
+    profiles = {"wide": machine(vector_lanes=1, bf16_macs_per_pe_cycle=0.5)}
+    priced = CostCallback(profiles=profiles, convention="exact", grad_input_form="col2im", energy=None)
+    priced.on_fit_start(run, Lit())
+    assert {row.bits_a for row in priced.reports["wide"].rows} == {16}
+    assert {row.unit for row in priced.reports["wide"].rows} == {"array"}
+    assert "cost/wide/energy_uj" not in priced.results
+    assert priced.results["cost/energy_table"] is None
+
+
+def test_no_hook_runs_in_training():
+    hooks = [name for name in vars(CostCallback) if name.startswith("on_")]
+    assert hooks == ["on_fit_start", "on_test_start"]
+
+
+def test_vector_work_has_rows_of_its_own(tmp_path):
+    priced = callback("exact")
+    trainer(tmp_path, priced).fit(Lit(), datamodule=Data())
+    rows = [row for row in read(tmp_path / "cost_vector.csv") if row["profile"] == "small"]
+    assert {row["kind"] for row in rows} == {"elementwise", "optimizer"}
+    assert sum(int(row["cycles"]) for row in rows) == priced.results["cost/small/vector_cycles"] > 0
+    assert rows[0]["convention"] == "exact"
+
+
+def test_the_log_has_a_table_of_layers_and_the_folder_a_picture(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="octo_exp.callbacks.cost"):
+        priced = callback("exact")
+        trainer(tmp_path, priced).fit(Lit(), datamodule=Data())
+    tables = [record.message for record in caplog.records if record.name == "octo_exp.callbacks.cost"]
+    assert len(tables) == len(PROFILES)
+    lines = tables[0].splitlines()
+    (first,) = (line for line in lines if line.startswith("│ 0 "))
+    report = priced.reports["small"]
+    forward = next(row.cycles for row in report.rows if (row.layer, row.role) == ("0", "output"))
+    assert f"{forward:,}" in first
+    assert "█" in first
+    (total,) = (line for line in lines if line.startswith("│ total "))
+    assert f"{report.cycles_of('grad_weight'):,}" in total
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
 class FakeWandb(WandbLogger):
     """A W&B logger that opens no run and remembers what it is given."""
 
     def __init__(self):
-        self.summary, self.tables = {}, {}
+        self.summary, self.tables, self.images = {}, {}, {}
 
     @property
     def experiment(self):
@@ -180,8 +249,11 @@ class FakeWandb(WandbLogger):
     def log_table(self, key, columns=None, data=None, dataframe=None, step=None):
         self.tables[key] = (columns, data)
 
+    def log_image(self, key, images, step=None):
+        self.images[key] = images
 
-def test_wandb_gets_a_summary_and_a_table(tmp_path):
+
+def test_wandb_gets_a_summary_a_table_and_a_picture(tmp_path):
     logger = FakeWandb()
     run = trainer(tmp_path, loggers=[])
     run.loggers = [logger]
@@ -192,6 +264,7 @@ def test_wandb_gets_a_summary_and_a_table(tmp_path):
     columns, data = logger.tables["cost/layers"]
     rows = read(tmp_path / "cost.csv")
     assert [dict(zip(columns, map(str, row), strict=True)) for row in data] == rows
+    assert logger.images == {"cost/bars": [str(tmp_path / "cost.png")]}
 
 
 def test_a_module_without_a_net_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 import copy
 import inspect
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,14 @@ SOURCED = (
     "sram_filter_kib",
     "sram_ofmap_kib",
     "dram_bytes_per_cycle",
+    "vector_lanes",
+    "bf16_macs_per_pe_cycle",
+    "fp32_macs_per_pe_cycle",
     "quoted_tops",
 )
+OPTIONAL = SOURCED[-4:]
+MACS = {"ethos_u55_32": 32, "ethos_u55_64": 64, "ethos_u55_128": 128, "ethos_u55_256": 256}
+MACS |= {"eyeriss_like": 168, "jetson_xavier_dla": 2048, "stm32f746": 2}
 
 
 def fields(**change):
@@ -37,6 +44,9 @@ def fields(**change):
         "sram_filter_kib": 64,
         "sram_ofmap_kib": 64,
         "dram_bytes_per_cycle": 2.5,
+        "vector_lanes": 8,
+        "bf16_macs_per_pe_cycle": 0.5,
+        "fp32_macs_per_pe_cycle": 0.25,
         "quoted_tops": 0.032,
         "sources": {name: {"source": "a data sheet", "status": "verified"} for name in SOURCED},
         "notes": "",
@@ -48,10 +58,15 @@ def without(mapping, *names):
     return {key: value for key, value in mapping.items() if key not in names}
 
 
+def loaded(stem):
+    (path,) = (path for path in FILES if path.stem == stem)
+    return instantiate(OmegaConf.load(path))
+
+
 def test_required_profiles_exist():
     named = {path.stem for path in FILES}
     squares = {f"systolic_{side}x{side}" for side in (8, 16, 32, 64, 128, 256)}
-    assert squares | {"tpu_v1", "gemmini", "edge_tpu", "ascend310"} <= named
+    assert squares | set(MACS) | {"tpu_v1", "gemmini", "edge_tpu", "ascend310"} <= named
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -72,6 +87,7 @@ def test_peak_is_within_three_percent_of_the_quoted_figure(path):
     profile = instantiate(OmegaConf.load(path))
     if profile.quoted_tops is None:
         assert "quoted_tops" not in profile.sources
+        assert re.search("quote.* TOPS|TOPS .*quote", profile.notes), "its notes say that no peak is quoted"
     elif abs(profile.peak_tops / profile.quoted_tops - 1) > 0.03:
         assert "TOPS" in profile.notes, "a profile whose peak differs from the quoted figure says why in its notes"
 
@@ -80,10 +96,35 @@ def test_peak_counts_a_mac_as_two_operations():
     assert HardwareProfile(**fields()).peak_tops == pytest.approx(2 * 4 * 8 * 500e6 / 1e12, rel=1e-15)
 
 
-@pytest.mark.parametrize("stem", ["ascend310", "edge_tpu"])
+@pytest.mark.parametrize("stem", ["ascend310", "edge_tpu", "tpu_v1", *MACS])
 def test_approximations_say_so(stem):
-    (path,) = (path for path in FILES if path.stem == stem)
-    assert "approximation" in instantiate(OmegaConf.load(path)).notes.lower()
+    assert "approximation" in loaded(stem).notes.lower()
+
+
+@pytest.mark.parametrize(("stem", "macs"), MACS.items())
+def test_a_machine_that_is_no_such_array_has_all_its_macs(stem, macs):
+    assert loaded(stem).processing_elements == macs
+
+
+@pytest.mark.parametrize("side", [8, 16, 32, 64, 128, 256])
+def test_a_square_array_has_a_lane_a_column_and_slower_floats(side):
+    profile = loaded(f"systolic_{side}x{side}")
+    assert (profile.rows, profile.cols, profile.vector_lanes) == (side, side, side)
+    assert (profile.bf16_macs_per_pe_cycle, profile.fp32_macs_per_pe_cycle) == (0.5, 0.25)
+    assert not any(entry["status"] == "verified" for entry in profile.sources.values())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_wider_floats_are_no_faster(path):
+    profile = instantiate(OmegaConf.load(path))
+    if profile.bf16_macs_per_pe_cycle is not None and profile.fp32_macs_per_pe_cycle is not None:
+        assert profile.fp32_macs_per_pe_cycle <= profile.bf16_macs_per_pe_cycle
+
+
+def test_a_product_split_by_us_keeps_its_memory():
+    assert loaded("stm32f746").sram_kib == 320
+    assert loaded("eyeriss_like").sram_kib == 108
+    assert [loaded(f"ethos_u55_{macs}").sram_kib for macs in (32, 64, 128, 256)] == [16, 16, 24, 48]
 
 
 def test_a_profile_is_a_value():
@@ -116,7 +157,12 @@ def test_the_constructor_keeps_its_signature():
         (fields(frequency_mhz=0), "frequency_mhz must be a number greater than zero, got 0"),
         (fields(dram_bytes_per_cycle=float("nan")), "dram_bytes_per_cycle must be a number greater than zero"),
         (fields(quoted_tops=-1), "quoted_tops must be a number greater than zero"),
-        (fields(dataflow="rs"), "dataflow must be one of os, ws, is, got 'rs'"),
+        (fields(vector_lanes=0), "vector_lanes must be a whole number greater than zero, got 0"),
+        (fields(vector_lanes=2.5), "vector_lanes must be a whole number, got 2.5"),
+        (fields(bf16_macs_per_pe_cycle=1.5), "bf16_macs_per_pe_cycle must be at most 1, got 1.5"),
+        (fields(fp32_macs_per_pe_cycle=2), "fp32_macs_per_pe_cycle must be at most 1, got 2"),
+        (fields(fp32_macs_per_pe_cycle=0), "fp32_macs_per_pe_cycle must be a number greater than zero, got 0"),
+        (fields(dataflow="rs"), "dataflow must be one of os, ws, is, per_gemm, got 'rs'"),
         (fields(name="a/b"), "name must be made of letters"),
         (fields(notes=3), "notes must be a text"),
         (fields(sources=None), "sources must map field names"),
@@ -135,9 +181,25 @@ def test_bad_profile_is_one_clear_line(given, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unquoted_machine_needs_no_source_for_the_quote():
-    sources = without(fields()["sources"], "quoted_tops")
-    assert HardwareProfile(**fields(quoted_tops=None, sources=sources)).quoted_tops is None
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_a_machine_lacks_has_no_source(name):
+    """None needs no source and may not have one; a number needs one."""
+    sources = without(fields()["sources"], name)
+    assert getattr(HardwareProfile(**fields(**{name: None}, sources=sources)), name) is None
+    with pytest.raises(UserError, match=f"sources names '{name}'"):
+        HardwareProfile(**fields(**{name: None}))
+    with pytest.raises(UserError, match=rf"sources.{name} must be \{{source"):
+        HardwareProfile(**fields(sources=sources))
+
+
+@pytest.mark.parametrize("name", ["bf16_macs_per_pe_cycle", "fp32_macs_per_pe_cycle"])
+@pytest.mark.parametrize("rate", [0.125, 1, 1.0])
+def test_a_rate_is_at_most_that_of_int8(name, rate):
+    assert getattr(HardwareProfile(**fields(**{name: rate})), name) == rate
+
+
+def test_a_machine_may_choose_its_dataflow():
+    assert HardwareProfile(**fields(dataflow="per_gemm")).dataflow == "per_gemm"
 
 
 def test_a_bad_yaml_carries_the_clear_line_through_hydra():

@@ -1,46 +1,36 @@
 import csv
+import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from octo_exp.errors import UserError
-from octo_exp.hw import ROLES, Gemm, HardwareProfile, Workload, training_step_cost
+from octo_exp.hw import ROLES, VectorWork, training_step_cost
+from tests.hw.helpers import GOLDEN, gemm, halves, machine, moved, priced, table, workload
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "scalesim"
 ROLE_OF = {"fwd": "output", "dgrad": "grad_input", "wgrad": "grad_weight"}
-NUMBERS = {
-    "frequency_mhz": 200.0,
-    "sram_ifmap_kib": 64,
-    "sram_filter_kib": 64,
-    "sram_ofmap_kib": 64,
-    "dram_bytes_per_cycle": 10,
-}
+# Words of three memories, bytes of three operands.
+COUNTED = ("cycles", "stall_cycles", "macs", "sram_ifmap_reads", "sram_filter_reads", "sram_ofmap_reads")
+COUNTED += ("sram_ofmap_writes", "dram_ifmap_read_bytes", "dram_filter_read_bytes", "dram_ofmap_read_bytes")
+COUNTED += ("dram_ofmap_write_bytes", "dram_bytes")
 
 
-def machine(rows, cols, dataflow):
-    given = {"rows": rows, "cols": cols, "dataflow": dataflow, **NUMBERS}
-    sources = {name: {"source": "test", "status": "assumed"} for name in given}
-    return HardwareProfile(name="test", quoted_tops=None, sources=sources, notes="", **given)
+def square(side, dataflow="os", **change):
+    return machine(rows=side, cols=side, dataflow=dataflow, **change)
 
 
-def gemm(**change):
-    good = {"layer": "conv", "role": "output", "m": 100, "n": 16, "k": 150, "count": 1, "bits_a": 8, "bits_b": 8}
-    return Gemm(**(good | change))
+def vector(layer, operations, **change):
+    given = {"role": "output", "kind": "elementwise", "bytes_read": 4 * operations, "bytes_written": operations}
+    return VectorWork(layer=layer, operations=operations, **given | change)
 
 
-def workload(*gemms, batch_size=4, grad_input_form="col2im"):
-    return Workload(gemms=gemms, batch_size=batch_size, grad_input_form=grad_input_form)
-
-
-def lenet5_step():
+def lenet5_step(**change):
     with (GOLDEN / "lenet5_train_b4_col2im_gemm.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     gemms = []
     for row in rows:
         layer, _, part = row["Layer"].partition("_")
-        gemms.append(gemm(layer=layer, role=ROLE_OF[part], m=int(row["M"]), n=int(row["N"]), k=int(row["K"])))
-    return workload(*gemms)
+        gemms.append(gemm(int(row["M"]), int(row["N"]), int(row["K"]), layer=layer, role=ROLE_OF[part]))
+    return workload(*gemms, **change)
 
 
 def golden_step(side, dataflow):
@@ -52,91 +42,188 @@ def golden_step(side, dataflow):
 @pytest.mark.parametrize("dataflow", ["os", "ws", "is"])
 @pytest.mark.parametrize("side", [16, 32])
 def test_every_row_of_a_training_step_equals_scalesim(side, dataflow):
-    report = training_step_cost(lenet5_step(), machine(side, side, dataflow), convention="scalesim")
+    report = training_step_cost(lenet5_step(), square(side, dataflow), convention="scalesim")
     golden = golden_step(side, dataflow)
     part_of = {role: part for part, role in ROLE_OF.items()}
     assert len(report.rows) == len(golden) == 14
     for row in report.rows:
         want = golden[f"{row.layer}_{part_of[row.role]}"]
-        assert row.cycles == int(want["total_cycles"])
-        assert 100 * row.utilization == pytest.approx(float(want["overall_util_pct"]), rel=1e-6)
+        assert (row.m, row.n, row.k) == tuple(int(want[name]) for name in "MNK")
+        assert (row.cycles, row.stall_cycles) == (int(want["total_cycles"]), int(want["stall_cycles"]))
+        for name in ("sram_ifmap_reads", "sram_filter_reads", "sram_ofmap_writes"):
+            assert getattr(row, name) == int(want[name])
+        for name, column in (
+            ("utilization", "overall_util_pct"),
+            ("mapping_utilization", "mapping_eff_pct"),
+            ("compute_utilization", "compute_util_pct"),
+        ):
+            assert 100 * getattr(row, name) == pytest.approx(float(want[column]), rel=1e-6)
+        assert (row.unit, row.dataflow) == ("array", dataflow)
 
 
 def test_totals_of_the_three_passes():
-    report = training_step_cost(lenet5_step(), machine(16, 16, "os"), convention="scalesim")
-    passes = (report.forward_cycles, report.grad_input_cycles, report.grad_weight_cycles)
+    report = training_step_cost(lenet5_step(), square(16), convention="scalesim")
+    passes = tuple(report.cycles_of(role) for role in ROLES)
     assert passes == (19729, 16398, 19263)
-    assert report.train_step_cycles == sum(passes) == 55390
+    assert report.train_step_cycles == report.total_cycles == sum(passes) == 55390
     assert (report.batch_size, report.grad_input_form, report.convention) == (4, "col2im", "scalesim")
 
 
-def test_true_convention_adds_one_cycle_per_gemm():
-    short = training_step_cost(lenet5_step(), machine(16, 16, "os"), convention="scalesim")
-    true = training_step_cost(lenet5_step(), machine(16, 16, "os"), convention="true")
+def test_exact_convention_adds_one_cycle_per_gemm():
+    short = training_step_cost(lenet5_step(), square(16), convention="scalesim")
+    true = training_step_cost(lenet5_step(), square(16), convention="exact")
     assert true.train_step_cycles == short.train_step_cycles + 14
 
 
+def test_the_choice_for_each_gemm_is_named_and_never_slower():
+    reports = [
+        training_step_cost(lenet5_step(), square(16, name), convention="exact")
+        for name in ("per_gemm", "os", "ws", "is")
+    ]
+    for best, *others in zip(*[report.rows for report in reports], strict=True):
+        assert best.cycles == min(row.cycles for row in others)
+        assert best.dataflow == next(row.dataflow for row in others if row.cycles == best.cycles)
+    assert {row.dataflow for row in reports[0].rows} == {"os", "ws", "is"}
+
+
 def test_identical_gemms_cost_as_often_as_they_occur():
-    one = training_step_cost(workload(gemm()), machine(8, 8, "ws"), convention="scalesim").rows[0]
-    many = training_step_cost(workload(gemm(count=7)), machine(8, 8, "ws"), convention="scalesim").rows[0]
-    assert (many.cycles, many.macs) == (7 * one.cycles, 7 * one.macs)
-    assert many.utilization == pytest.approx(one.macs / (one.cycles * 64), rel=1e-12)
+    base = square(8, "ws", **halves(1000, 1000, 100))
+    one, many = (
+        training_step_cost(workload(gemm(count=count)), base, convention="exact", energy=table()).rows[0]
+        for count in (1, 7)
+    )
+    for name in COUNTED:
+        assert getattr(many, name) == 7 * getattr(one, name) > 0, name
+    assert many.energy_uj == pytest.approx(7 * one.energy_uj, rel=2**-52)
+    assert many.milliseconds == pytest.approx(7 * one.milliseconds, rel=2**-52)
+    for name in ("utilization", "mapping_utilization", "compute_utilization", "dram_ifmap_bytes_per_cycle"):
+        assert getattr(many, name) == getattr(one, name)
+    assert one.utilization == pytest.approx(100 * 16 * 150 / (one.cycles * 64), rel=1e-12)
 
 
-def test_milliseconds_follow_the_clock():
-    profile = machine(16, 16, "os")
-    slow = training_step_cost(lenet5_step(), profile, convention="true")
-    fast = training_step_cost(lenet5_step(), replace(profile, frequency_mhz=400.0), convention="true")
-    assert slow.train_step_ms == pytest.approx(slow.train_step_cycles / 200e3, rel=1e-12)
-    assert fast.train_step_ms == pytest.approx(slow.train_step_ms / 2, rel=1e-12)
-    assert fast.train_step_cycles == slow.train_step_cycles
+def test_a_row_is_the_price_of_its_gemm():
+    # 13 x 2 folds: the sums of 200 bytes spill, a is read for both columns of folds.
+    item, base = gemm(16, 13, 100, bits_a=4), square(8, "ws", **halves(70, 1, 100))
+    row = training_step_cost(workload(item), base, convention="exact", energy=table()).rows[0]
+    prices = priced(item, base, energy=table())
+    found = (row.dram_ifmap_read_bytes, row.dram_filter_read_bytes, row.dram_ofmap_read_bytes)
+    assert (*found, row.dram_ofmap_write_bytes) == moved(prices) == (3200, 1300, 12 * 832, 13 * 832)
+    assert row.dram_bytes == 3200 + 1300 + 25 * 832
+    assert (row.cycles, row.stall_cycles) == (26 * 38, int(prices.stall_cycles[0, 0]))
+    assert row.stall_cycles == math.ceil(row.dram_bytes / 10 - row.cycles)
+    total = row.cycles + row.stall_cycles
+    rates = (row.dram_ifmap_bytes_per_cycle, row.dram_filter_bytes_per_cycle, row.dram_ofmap_bytes_per_cycle)
+    assert rates == (3200 / total, 1300 / total, 25 * 832 / total)
+    assert (row.layer, row.role, row.count, row.bits_a, row.bits_b) == ("conv", "output", 1, 4, 8)
+    assert (row.macs, row.sram_ofmap_reads, row.sram_ofmap_writes) == (16 * 13 * 100, 12 * 208, 13 * 208)
+    assert row.energy_uj == float(prices.energy_pj[0, 0]) * 1e-6
+    assert row.milliseconds == total / 200e3
 
 
-def test_totals_are_named_as_they_are_logged():
-    report = training_step_cost(lenet5_step(), machine(16, 16, "os"), convention="scalesim")
+def test_a_product_on_the_vector_unit_has_the_use_of_its_lanes():
+    item = gemm(7, 16, 10, bits_a=16, count=3)
+    row = training_step_cost(workload(item), square(8, vector_lanes=16), convention="exact").rows[0]
+    assert (row.unit, row.dataflow, row.cycles) == ("vector", "-", 3 * 70)
+    assert row.utilization == row.mapping_utilization == row.compute_utilization == 1
+    row = training_step_cost(workload(item), square(8, vector_lanes=32), convention="exact").rows[0]
+    assert (row.cycles, row.utilization) == (3 * 35, 1)
+    row = training_step_cost(workload(item), square(8, vector_lanes=33), convention="exact").rows[0]
+    assert (row.cycles, row.utilization) == (3 * 34, 1120 / (34 * 33))
+
+
+VECTOR = (vector("C1", 63), vector("C3", 65, role="grad_weight", kind="optimizer"))
+
+
+def test_totals_are_the_sums_of_the_rows():
+    step = lenet5_step(vector=VECTOR)
+    report = training_step_cost(step, square(16, vector_lanes=16), convention="exact", energy=table())
+    assert [(row.layer, row.role, row.kind) for row in report.vector_rows] == [
+        ("C1", "output", "elementwise"),
+        ("C3", "grad_weight", "optimizer"),
+    ]
+    assert [(row.operations, row.dram_bytes) for row in report.vector_rows] == [(63, 315), (65, 325)]
+    assert [(row.cycles, row.stall_cycles) for row in report.vector_rows] == [(4, 28), (5, 28)]
+    energies = [(63 * 37 + 252 * 19 + 63 * 23) * 1e-6, (65 * 37 + 260 * 19 + 65 * 23) * 1e-6]
+    assert [row.energy_uj for row in report.vector_rows] == energies
+    cycles, stalls = sum(row.cycles for row in report.rows), sum(row.stall_cycles for row in report.rows)
+    milliseconds = sum(row.milliseconds for row in report.rows) + 65 / 200e3
+    totals = report.totals()
+    assert totals.pop("train_step_ms") == pytest.approx(milliseconds, rel=1e-12)
+    assert totals == {
+        **{
+            f"{name}_cycles": sum(row.cycles for row in report.rows if row.role == role)
+            for name, role in (("forward", "output"), ("grad_input", "grad_input"), ("grad_weight", "grad_weight"))
+        },
+        "train_step_cycles": cycles,
+        "vector_cycles": 9,
+        "stall_cycles": stalls + 56,
+        "total_cycles": cycles + stalls + 65,
+        "utilization": step.macs / (cycles * 256),
+        "dram_mib": (sum(row.dram_bytes for row in report.rows) + 640) / 2**20,
+        "energy_uj": math.fsum([*(row.energy_uj for row in report.rows), *energies]),
+    }
+
+
+def test_vector_work_has_no_price_without_a_unit():
+    with_work, without = (
+        training_step_cost(lenet5_step(vector=work), square(16), convention="exact", energy=table())
+        for work in (VECTOR, ())
+    )
+    for row, work in zip(with_work.vector_rows, VECTOR, strict=True):
+        assert (row.layer, row.operations, row.dram_bytes) == (work.layer, work.operations, 5 * work.operations)
+        assert (row.cycles, row.stall_cycles, row.energy_uj) == (None, None, None)
+    assert with_work.vector_cycles is None
+    assert with_work.totals() == without.totals()
+    assert "vector_cycles" not in with_work.totals()
+
+
+def test_the_scalesim_convention_has_neither_vector_work_nor_stalls():
+    slow = square(16, vector_lanes=16, dram_bytes_per_cycle=0.001)
+    report = training_step_cost(lenet5_step(vector=VECTOR), slow, convention="scalesim", energy=table())
+    assert (report.vector_rows, report.stall_cycles) == ((), 0)
+    assert not any(row.stall_cycles for row in report.rows)
     assert report.totals() == {
         "forward_cycles": 19729,
         "grad_input_cycles": 16398,
         "grad_weight_cycles": 19263,
         "train_step_cycles": 55390,
-        "train_step_ms": report.train_step_ms,
+        "stall_cycles": 0,
+        "total_cycles": 55390,
+        "train_step_ms": 55390 / 200e3,
+        "utilization": lenet5_step().macs / (55390 * 256),
+        "dram_mib": sum(row.dram_bytes for row in report.rows) / 2**20,
+        "energy_uj": math.fsum(row.energy_uj for row in report.rows),
     }
 
 
+def test_without_a_table_there_is_no_energy():
+    report = training_step_cost(lenet5_step(vector=VECTOR), square(16, vector_lanes=1), convention="exact")
+    assert {row.energy_uj for row in (*report.rows, *report.vector_rows)} == {None}
+    assert "energy_uj" not in report.totals()
+
+
+def test_milliseconds_follow_the_clock():
+    profile = square(16)
+    slow = training_step_cost(lenet5_step(), profile, convention="exact")
+    fast = training_step_cost(lenet5_step(), replace(profile, frequency_mhz=400.0), convention="exact")
+    assert slow.totals()["train_step_ms"] == slow.total_cycles / 200e3
+    assert fast.totals()["train_step_ms"] == slow.totals()["train_step_ms"] / 2
+    assert fast.total_cycles == slow.total_cycles
+
+
 def test_an_empty_workload_costs_nothing():
-    report = training_step_cost(workload(), machine(8, 8, "os"), convention="true")
-    assert (report.rows, report.train_step_cycles, report.train_step_ms) == ((), 0, 0.0)
+    report = training_step_cost(workload(), machine(), convention="exact")
+    assert (report.rows, report.vector_rows) == ((), ())
+    assert set(report.totals().values()) == {0}
 
 
-def test_workloads_add_in_order():
-    first, second = workload(gemm(layer="a")), workload(gemm(layer="b"), gemm(layer="b", role="grad_weight"))
-    both = first + second
-    assert [item.layer for item in both.gemms] == ["a", "b", "b"]
-    assert both.macs == first.macs + second.macs == 3 * 100 * 16 * 150
-    assert [len(both.of_role(role)) for role in ROLES] == [2, 0, 1]
+def test_a_unit_without_work_has_no_cycles_and_no_unit_has_no_figure():
+    assert training_step_cost(workload(gemm()), machine(vector_lanes=4), convention="exact").vector_cycles == 0
+    assert training_step_cost(workload(gemm()), machine(), convention="exact").vector_cycles is None
+    assert training_step_cost(workload(gemm()), machine(vector_lanes=4), convention="scalesim").vector_cycles is None
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 8}, {"grad_input_form": "im2col"}])
-def test_unlike_workloads_do_not_add(change):
-    with pytest.raises(UserError, match=next(iter(change))):
-        workload(gemm()) + workload(gemm(), **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"role": "forward"}, "role must be one of output, grad_input, grad_weight"),
-        ({"m": 0}, "layer 'conv': m must be a whole number greater than zero"),
-        ({"count": 1.5}, "count must be a whole number"),
-        ({"bits_a": -8}, "bits_a must be"),
-    ],
-)
-def test_bad_gemm_is_refused(change, message):
-    with pytest.raises(UserError, match=message):
-        gemm(**change)
-
-
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"grad_input_form": "direct"}])
-def test_bad_workload_is_refused(change):
-    with pytest.raises(UserError, match=next(iter(change))):
-        workload(gemm(), **change)
+def test_energy_of_vector_work_alone_counts():
+    beside = VectorWork(layer="a", role="output", kind="norm", operations=10, bytes_read=4, bytes_written=4)
+    report = training_step_cost(workload(vector=(beside,)), machine(vector_lanes=4), convention="exact", energy=table())
+    assert report.energy_uj == report.vector_rows[0].energy_uj > 0

@@ -1,5 +1,4 @@
 import csv
-import warnings
 from itertools import product
 from pathlib import Path
 
@@ -8,39 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from octo_exp.errors import UserError
 from octo_exp.hw import ROLES, gemm_cycles
-from octo_exp.trace import trace
+from tests.trace.helpers import lenet5, roles, shapes, traced
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "scalesim"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "scalesim"
 ROLE_OF = {"fwd": "output", "dgrad": "grad_input", "wgrad": "grad_weight"}
-
-
-def lenet5():
-    return nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Conv2d(16, 120, 5), nn.ReLU(), nn.Flatten()),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
-
-
-def traced(net, shape, *, batch_size=2, form="col2im", frozen=frozenset()):
-    return trace(net, shape, batch_size=batch_size, grad_input_form=form, frozen=frozen)
-
-
-def roles(workload):
-    """Layer -> its roles, in order."""
-    found = {}
-    for gemm in workload.gemms:
-        found.setdefault(gemm.layer, []).append(gemm.role)
-    return found
-
-
-def shapes(workload, layer):
-    return {gemm.role: (gemm.m, gemm.n, gemm.k, gemm.count) for gemm in workload.gemms if gemm.layer == layer}
 
 
 def test_lenet5_gives_the_golden_training_step():
@@ -304,68 +275,3 @@ class Centered(nn.Module):
 
 def test_plain_tensor_attributes_move_along():
     assert roles(traced(Centered(), (4,))) == {"linear": ["output", "grad_weight"]}
-
-
-@pytest.mark.parametrize(
-    ("layer", "kind"),
-    [
-        (nn.ConvTranspose2d(3, 4, 3), "ConvTranspose2d"),
-        (nn.Conv1d(3, 4, 3), "Conv1d"),
-        (nn.Conv3d(3, 4, 3), "Conv3d"),
-        (nn.LSTM(3, 4), "LSTM"),
-        (nn.GRUCell(3, 4), "GRUCell"),
-        (nn.MultiheadAttention(4, 2), "MultiheadAttention"),
-        (nn.Bilinear(3, 3, 2), "Bilinear"),
-    ],
-)
-def test_layers_that_are_not_counted_are_refused_by_name(layer, kind):
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(layer))
-    with pytest.raises(UserError, match=rf"layer '1.0' \({kind}\) cannot be priced"):
-        traced(net, (3, 8, 8))
-
-
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(4, 4))
-
-    def forward(self, x):
-        return F.linear(x, self.weight)
-
-
-def test_a_product_outside_a_counted_layer_is_refused_by_name():
-    with pytest.raises(UserError, match=r"layer '1' \(Functional\) computes aten.mm itself"):
-        traced(nn.Sequential(nn.Linear(4, 4), Functional()), (4,))
-
-
-def test_a_lazy_layer_is_refused():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        net = nn.Sequential(nn.LazyLinear(4))
-    with pytest.raises(UserError, match=r"layer '0' \(LazyLinear\) has no shape yet"):
-        traced(net, (4,))
-
-
-def test_a_shape_that_does_not_fit_is_one_line_with_the_layers_name():
-    with pytest.raises(UserError, match=r"cannot trace layer '0.0' \(Conv2d\) on an input of shape") as caught:
-        traced(lenet5(), (3, 32, 32))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"form": "direct"}, "grad_input_form must be one of"),
-        ({"batch_size": 0}, "batch_size must be a whole number greater than zero"),
-        ({"frozen": frozenset({"3.0"})}, "cannot freeze '3.0': the net has no such layer; did you mean"),
-        ({"frozen": frozenset({"zzzzz"})}, "its first layer is '0'"),
-    ],
-)
-def test_bad_arguments(change, message):
-    with pytest.raises(UserError, match=message):
-        traced(lenet5(), (1, 32, 32), **change)
-
-
-def test_a_net_without_gemms_is_refused():
-    with pytest.raises(UserError, match="nothing to price"):
-        traced(nn.Sequential(nn.ReLU()), (4,))

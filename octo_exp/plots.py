@@ -1,0 +1,142 @@
+"""Pictures and tables of what a training step costs. matplotlib is imported where a figure is made."""
+
+import math
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from octo_exp.errors import UserError
+from octo_exp.hw import ROLES, CostReport, MemoryReport
+
+# Readable for the color blind (Okabe and Ito): the three roles, the vector unit, waiting.
+COLORS = {
+    "output": "#0072B2",
+    "grad_input": "#E69F00",
+    "grad_weight": "#009E73",
+    "vector": "#CC79A7",
+    "stall": "#BBBBBB",
+}
+PARTS = (*ROLES, "vector", "stall")
+_KIND_COLORS = {
+    "weight": "#0072B2",
+    "activation": "#E69F00",
+    "mask": "#F0E442",
+    "gradient": "#009E73",
+    "optimizer": "#CC79A7",
+    "workspace": "#BBBBBB",
+}
+MIB = 2**20
+_BAR = 24
+_COLUMNS = 3
+# Bars in a panel; the smallest of a deeper network share one.
+_SHOWN = 24
+
+
+def layer_parts(report: CostReport) -> dict[str, dict[str, int]]:
+    """layer -> cycles of each of PARTS, in the order of the network."""
+    found: dict[str, dict[str, int]] = {row.layer: dict.fromkeys(PARTS, 0) for row in report.rows}
+    for row in report.rows:
+        found[row.layer][row.role] += row.cycles
+        found[row.layer]["stall"] += row.stall_cycles
+    for work in report.vector_rows:
+        parts = found.setdefault(work.layer, dict.fromkeys(PARTS, 0))
+        parts["vector"] += work.cycles or 0
+        parts["stall"] += work.stall_cycles or 0
+    return found
+
+
+def cost_table(report: CostReport) -> Table:
+    """A line for each layer: cycles of each role, of the vector unit and of waiting, and a bar of their sum."""
+    layers = layer_parts(report)
+    largest = max((sum(parts.values()) for parts in layers.values()), default=1) or 1
+    table = Table(title=f"cycles of a training step on {report.profile}, {report.convention}, {report.grad_input_form}")
+    table.add_column("layer")
+    for part in PARTS:
+        table.add_column(part, justify="right")
+    table.add_column("")
+    for layer, parts in layers.items():
+        bar = "█" * math.ceil(_BAR * sum(parts.values()) / largest)
+        table.add_row(layer or "(net)", *(f"{parts[part]:,}" for part in PARTS), bar)
+    table.add_section()
+    table.add_row("total", *(f"{sum(parts[part] for parts in layers.values()):,}" for part in PARTS), "")
+    return table
+
+
+def text_of(table: Table) -> str:
+    """The table as plain text, for a log file."""
+    file = StringIO()
+    Console(file=file, width=140, color_system=None).print(table)
+    return file.getvalue()
+
+
+def save_cost_figure(path: Path, reports: Mapping[str, CostReport], memory: MemoryReport | None) -> None:
+    """Draw a panel of stacked bars for each profile, a bar a layer, and one of the memory; write it as PNG.
+
+    Raises:
+        UserError: the file cannot be written.
+
+    """
+    from matplotlib.figure import Figure
+
+    panels = len(reports) + (memory is not None)
+    columns = min(panels, _COLUMNS)
+    lines = math.ceil(panels / columns)
+    layers = max(len(_largest(layer_parts(report))) for report in reports.values())
+    figure = Figure(figsize=(5.6 * columns, lines * (1.6 + 0.26 * layers)), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (name, report) in zip(axes, reports.items(), strict=False):
+        _draw_layers(axis, name, report)
+    if memory is not None:
+        _draw_memory(axes[len(reports)], memory)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another output folder") from error
+
+
+def _largest(layers: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The layers that cost most, in the network's order, and the rest as one."""
+    if len(layers) <= _SHOWN:
+        return layers
+    costs = sorted((sum(parts.values()) for parts in layers.values()), reverse=True)
+    shown = {layer: parts for layer, parts in layers.items() if sum(parts.values()) > costs[_SHOWN]}
+    rest = [parts for layer, parts in layers.items() if layer not in shown]
+    return {**shown, f"({len(rest)} others)": {part: sum(parts[part] for parts in rest) for part in PARTS}}
+
+
+def _draw_layers(axis: Any, name: str, report: CostReport) -> None:
+    layers = _largest(layer_parts(report))
+    names = [layer or "(net)" for layer in layers]
+    left = [0.0] * len(names)
+    for part in PARTS:
+        widths = [parts[part] / 1e6 for parts in layers.values()]
+        if any(widths):
+            axis.barh(names, widths, left=left, color=COLORS[part], label=part)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set_xlabel("million cycles a training step")
+    axis.set_title(f"{name}: {report.total_cycles / 1e6:,.2f} M cycles ({report.convention}, {report.grad_input_form})")
+    axis.legend(fontsize="small", frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_memory(axis: Any, memory: MemoryReport) -> None:
+    """Live bytes over the events of the step, by kind."""
+    curves = {kind: curve for kind, curve in memory.live_by_kind.items() if any(curve)}
+    values = [[size / MIB for size in curve] for curve in curves.values()]
+    colors = [_KIND_COLORS[kind] for kind in curves]
+    axis.stackplot(range(len(memory.live_bytes)), values, labels=list(curves), colors=colors, step="mid")
+    axis.set_ylim(0, 1.25 * memory.peak_bytes / MIB)
+    axis.margins(x=0)
+    axis.set_xlabel("event of the step: forward, backward, update")
+    axis.set_ylabel("MiB")
+    axis.set_title(f"memory of a training step: peak {memory.peak_bytes / MIB:,.1f} MiB")
+    axis.legend(fontsize="small", frameon=False, ncols=3, loc="upper left")
+    axis.spines[["top", "right"]].set_visible(False)
