@@ -151,7 +151,10 @@ def _one_line_errors() -> Iterator[None]:
     except _COMPOSITION_ERRORS as error:
         cause = error.__cause__
         reason = one_line(f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else error)
-        raise ConfigError(f"cannot compose the config: {reason.partition(' full_key:')[0]}") from error
+        # Hydra's advice would name a group that the program does not know, or a key's place in a config.
+        for tail in (" full_key:", " To append"):
+            reason = reason.partition(tail)[0]
+        raise ConfigError(f"cannot compose the config: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ FILES = {
     "conf/quant/octo.yaml": "defaults: [int8, _self_]\nname: octo\nclip: {ratio: 0.95}\noverrides: {fc: fp32}\n",
     "conf/kernel/auto.yaml": "impl: auto\n",
     "conf/hw/systolic_32x32.yaml": "# @package hw.systolic_32x32\nrows: 32\n",
+    "conf/energy/horowitz_45nm.yaml": "name: horowitz_45nm\n",
     "conf/hw/tpu_v1.yaml": "# @package hw.tpu_v1\nrows: 256\n",
     "conf/callbacks/default.yaml": "cost:\n  every: 10\nmemory:\n  every: 10\n",
     "conf/experiment/claim.yaml": "# @package _global_\ndefaults:\n  - override /model: vgg11\nseed: 7\n",
