@@ -122,7 +122,8 @@ def _draw_layers(axis: Any, name: str, report: CostReport) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.invert_yaxis()
     axis.set_xlabel("million cycles a training step")
-    axis.set_title(f"{name}: {report.total_cycles / 1e6:,.2f} M cycles ({report.convention}, {report.grad_input_form})")
+    total = sum(sum(parts.values()) for parts in layers.values())
+    axis.set_title(f"{name}: {total / 1e6:,.2f} M cycles ({report.convention}, {report.grad_input_form})")
     axis.legend(fontsize="small", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -99,7 +99,8 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
             parts = [number(f"cost/{profile}/{p}_cycles", "{:,}") for p in ("forward", "grad_input", "grad_weight")]
             lines.append((f"cycles a step, {profile}", f"{content[key]:,}"))
             lines.append(("  forward / grad_input / grad_weight", " / ".join(parts)))
-            lines.append(("  with stalls and vector work", number(f"cost/{profile}/total_cycles", "{:,}")))
+            if content.get("cost/convention") == "exact":
+                lines.append(("  with stalls and vector work", number(f"cost/{profile}/total_cycles", "{:,}")))
             if f"cost/{profile}/energy_uj" in content:
                 energy = content[f"cost/{profile}/energy_uj"] / 1e3
                 lines.append((f"  energy, mJ ({content['cost/energy_table']})", f"{energy:,.1f}"))

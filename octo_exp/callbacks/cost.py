@@ -46,9 +46,10 @@ class CostCallback(Callback):
     Log keys, of one training step:
 
     - cost/<profile>/forward_cycles, grad_input_cycles, grad_weight_cycles, train_step_cycles: compute cycles of GEMMs
-    - cost/<profile>/vector_cycles: the vector unit's own work; absent where the machine has none
-    - cost/<profile>/stall_cycles: waiting for off-chip memory; total_cycles: all of these; train_step_ms: the same
+    - cost/<profile>/vector_cycles: the vector unit's own work
+    - cost/<profile>/stall_cycles: waiting for off-chip memory; total_cycles: all of these; total_ms: the same
     - cost/<profile>/utilization: MACs / (train_step_cycles * PEs); dram_mib: off-chip traffic; energy_uj
+    - a machine without a vector unit has no vector_cycles, total_cycles, total_ms and energy_uj
     - cost/peak_memory_mib, cost/peak_<kind>_mib, cost/kept_for_backward_mib: by liveness, the same for every profile
     - cost/convention, grad_input_form, batch_size, optimizer, energy_table: what the figures assume
 

@@ -36,8 +36,8 @@ from octo_exp.errors import UserError
 
 DATAFLOWS = ("os", "ws", "is")
 CONVENTIONS = ("exact", "scalesim")
-# What a machine may be asked to do: one dataflow, or for each GEMM the one of fewest cycles (the first of equals).
-# GEMMs do not overlap, so the choice for each is optimal for their sum.
+# What a machine may be asked to do: one dataflow, or for each GEMM the one of fewest cycles, the first of equals (here
+# compute cycles, in `price_gemms` cycles with stalls). GEMMs do not overlap: what is best for each is best for the sum.
 CHOICES = (*DATAFLOWS, "per_gemm")
 
 _EXTENT_LIMIT = 2**40

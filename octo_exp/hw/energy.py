@@ -1,6 +1,7 @@
 """Energy = counts x table: MACs by operand width, bytes through on-chip memories, bytes off chip, vector operations.
 
-Not counted: registers and wires between PEs, leakage, the clock, control. A table's numbers say where they are from.
+Not counted: registers and wires between PEs, the on-chip memories of the vector unit, leakage, the clock, control. A
+table's numbers say where they are from.
 """
 
 import itertools

@@ -1,16 +1,17 @@
 """The vectorized model: L GEMMs on P machines -> cycles, stalls, traffic and energy of each, [P, L]."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.errors import UserError
-from octo_exp.hw.cycles import GemmCost, gemm_cost
+from octo_exp.hw.cycles import DATAFLOWS, GemmCost, gemm_cost
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.hw.traffic import Traffic, dram_traffic, stall_cycles, streamed
+from octo_exp.hw.traffic import Traffic, dram_traffic, stall_cycles, vector_traffic
 from octo_exp.hw.workload import WIDTHS, GemmArrays, Workload
 
 IntArray = NDArray[np.int64]
@@ -41,7 +42,7 @@ class GemmPrices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorPrices:
-    """What the work beside the GEMMs costs, [P, V]; cycles are 0 and energy counts where there is no vector unit."""
+    """What the work beside the GEMMs costs, [P, V]; all 0 where a machine has no vector unit."""
 
     cycles: IntArray
     stall_cycles: IntArray
@@ -53,11 +54,27 @@ def price_gemms(
 ) -> GemmPrices:
     """Price every GEMM on every machine; `check_arithmetic` says beforehand whether a machine can do them at all.
 
-    In the convention "scalesim" every operand is a byte and every PE does a MAC a cycle, whatever the widths say.
+    A dataflow per_gemm is that of fewest cycles with stalls, the first of equals. In the convention "scalesim" every
+    operand is a byte and every PE does a MAC a cycle, whatever the widths say, and there is no energy.
     """
     if convention == "scalesim":
         one = np.ones_like(gemms.m)
         gemms = replace(gemms, bytes_a=one, bytes_b=one, bytes_out=one, width=np.zeros_like(one))
+        energy = None
+    free = machines.dataflow == len(DATAFLOWS)
+    if not free.any():
+        return _priced(gemms, machines, convention, energy)
+    best: GemmPrices | None = None
+    for code in range(len(DATAFLOWS)):
+        fixed = replace(machines, dataflow=np.where(free, code, machines.dataflow))
+        prices = _priced(gemms, fixed, convention, energy)
+        best = prices if best is None else _faster(prices, best)
+    assert best is not None
+    return best
+
+
+def _priced(gemms: GemmArrays, machines: Machines, convention: str, energy: EnergyTable | None) -> GemmPrices:
+    """Price with the dataflows that the machines name."""
     rate = machines.rate(gemms.width)
     on_vector = np.isnan(rate)
     cost = gemm_cost(
@@ -76,9 +93,8 @@ def price_gemms(
         macs = gemms.m * gemms.n * gemms.k
         lanes = np.where(np.isnan(machines.vector_lanes), 1, machines.vector_lanes)
         cycles = np.where(on_vector, np.ceil(macs / lanes).astype(np.int64), cycles)
-        # Streamed in small pieces: the first and the last of them are next to nothing.
-        folds = np.where(on_vector, cycles, folds)
-        traffic = Traffic.where(on_vector, streamed(gemms), traffic)
+        folds = np.where(on_vector, gemms.m * np.ceil(gemms.n / lanes).astype(np.int64), folds)
+        traffic = Traffic.where(on_vector, vector_traffic(gemms, machines), traffic)
         cost = replace(
             cost,
             sram_ifmap_reads=np.where(on_vector, macs, cost.sram_ifmap_reads),
@@ -99,6 +115,21 @@ def price_gemms(
     )
 
 
+def _faster(new: GemmPrices, old: GemmPrices) -> GemmPrices:
+    """For each GEMM and machine the price of fewer cycles with stalls, `old` where equal."""
+    better = new.cycles + new.stall_cycles < old.cycles + old.stall_cycles
+
+    def chosen(one: Any, other: Any) -> Any:
+        if one is None:
+            return None
+        if isinstance(one, np.ndarray):
+            return np.where(better, one, other)
+        return type(one)(**{f.name: chosen(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)})
+
+    found: GemmPrices = chosen(new, old)
+    return found
+
+
 def price_vector(workload: Workload, machines: Machines, *, energy: EnergyTable | None = None) -> VectorPrices:
     """Price the work of the vector unit: an operation a lane and cycle, or what off-chip memory lets through."""
     columns = [(work.operations, work.bytes_read, work.bytes_written) for work in workload.vector]
@@ -110,7 +141,7 @@ def price_vector(workload: Workload, machines: Machines, *, energy: EnergyTable 
     if energy is not None:
         each = operations * energy.vector_op_pj
         each = each + read * energy.dram_read_pj_per_byte + written * energy.dram_write_pj_per_byte
-        spent = np.broadcast_to(each, cycles.shape)
+        spent = np.where(np.isnan(lanes), 0, each)
     return VectorPrices(
         cycles=cycles, stall_cycles=np.where(np.isnan(lanes), 0, waits).astype(np.int64), energy_pj=spent
     )

@@ -21,7 +21,7 @@ class CostRow:
     """One layer in one role; everything but m, n, k and the utilizations covers all `count` GEMMs.
 
     `unit` is array, or vector where the array does not multiply the operands' width; utilizations are those of the
-    unit. Average bandwidths are bytes a cycle over compute and stall cycles.
+    unit. Average bandwidths are words or bytes a cycle over compute and stall cycles.
     """
 
     layer: str
@@ -48,6 +48,9 @@ class CostRow:
     dram_filter_read_bytes: int
     dram_ofmap_read_bytes: int
     dram_ofmap_write_bytes: int
+    sram_ifmap_words_per_cycle: float
+    sram_filter_words_per_cycle: float
+    sram_ofmap_words_per_cycle: float
     dram_ifmap_bytes_per_cycle: float
     dram_filter_bytes_per_cycle: float
     dram_ofmap_bytes_per_cycle: float
@@ -113,9 +116,15 @@ class CostReport:
         return sum(row.stall_cycles for row in self.rows) + sum(row.stall_cycles or 0 for row in self.vector_rows)
 
     @property
-    def total_cycles(self) -> int:
-        """Compute cycles of array and vector unit, and stalls."""
-        return self.train_step_cycles + (self.vector_cycles or 0) + self.stall_cycles
+    def is_whole(self) -> bool:
+        """Whether everything is priced: not the work of a vector unit that the machine lacks."""
+        return all(row.cycles is not None for row in self.vector_rows)
+
+    @property
+    def total_cycles(self) -> int | None:
+        """Compute cycles of array and vector unit, and stalls; None where there is work that the machine cannot do."""
+        vector = self.vector_cycles or 0
+        return self.train_step_cycles + vector + self.stall_cycles if self.is_whole else None
 
     @property
     def utilization(self) -> float:
@@ -130,10 +139,10 @@ class CostReport:
 
     @property
     def energy_uj(self) -> float | None:
-        """Energy of everything that is priced; None where no row has one, for want of a table."""
+        """Energy of everything; None for want of a table, or where there is work that the machine cannot do."""
         each = [row.energy_uj for row in self.rows] + [row.energy_uj for row in self.vector_rows]
         known = [energy for energy in each if energy is not None]
-        return math.fsum(known) if known else None
+        return math.fsum(known) if known and self.is_whole else None
 
     def totals(self) -> dict[str, int | float]:
         """The totals by name, as they are logged; what the machine or the table does not give is absent."""
@@ -145,7 +154,7 @@ class CostReport:
             "vector_cycles": self.vector_cycles,
             "stall_cycles": self.stall_cycles,
             "total_cycles": self.total_cycles,
-            "train_step_ms": self.total_cycles / (self.frequency_mhz * 1e3),
+            "total_ms": None if self.total_cycles is None else self.total_cycles / (self.frequency_mhz * 1e3),
             "utilization": self.utilization,
             "dram_mib": self.dram_bytes / MIB,
             "energy_uj": self.energy_uj,
@@ -158,7 +167,9 @@ def training_step_cost(
 ) -> CostReport:
     """Price every GEMM of `workload` on `profile`, and the work beside them.
 
-    `convention` is "exact", or "scalesim": one byte and one MAC an operand, a cycle short a GEMM; see `hw.cycles`.
+    `convention` is "exact", or "scalesim": one byte and one MAC an operand, a cycle short a GEMM, no energy; see
+    `hw.cycles`. On a machine without a vector unit the work beside the GEMMs has no price, and the totals that would
+    need it are None.
 
     Raises:
         UserError: an unknown convention, a GEMM too large to be priced exactly, or an operand width that the machine
@@ -190,6 +201,7 @@ def _row(gemm: Gemm, prices: GemmPrices, index: int, profile: HardwareProfile) -
     cost, traffic, total = prices.cost, prices.traffic, max(cycles + stalls, 1)
     lane_use = gemm.macs / (cycles * (profile.vector_lanes or 1)) if on_vector else 0.0
     ofmap = int(traffic.ofmap_reads[at]) + int(traffic.ofmap_writes[at])
+    sums = int(cost.sram_ofmap_reads[at]) + int(cost.sram_ofmap_writes[at])
     return CostRow(
         layer=gemm.layer,
         role=gemm.role,
@@ -215,6 +227,9 @@ def _row(gemm: Gemm, prices: GemmPrices, index: int, profile: HardwareProfile) -
         dram_filter_read_bytes=int(traffic.filter_reads[at]),
         dram_ofmap_read_bytes=int(traffic.ofmap_reads[at]),
         dram_ofmap_write_bytes=int(traffic.ofmap_writes[at]),
+        sram_ifmap_words_per_cycle=int(cost.sram_ifmap_reads[at]) * gemm.count / total,
+        sram_filter_words_per_cycle=int(cost.sram_filter_reads[at]) * gemm.count / total,
+        sram_ofmap_words_per_cycle=sums * gemm.count / total,
         dram_ifmap_bytes_per_cycle=int(traffic.ifmap_reads[at]) / total,
         dram_filter_bytes_per_cycle=int(traffic.filter_reads[at]) / total,
         dram_ofmap_bytes_per_cycle=ofmap / total,

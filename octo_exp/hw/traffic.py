@@ -1,23 +1,27 @@
-"""Bytes between on-chip and off-chip memory, and the cycles that the array waits for them.
+"""Bytes between on-chip and off-chip memory, and the cycles that a unit waits for them.
 
 Each operand has its own on-chip memory, half of which computes while the other half is filled. An operand that fits a
-half is read once. One that does not is read again for every fold it meets, unless the loop around the folds keeps the
-strip that consecutive folds share; of the two loop orders the one of fewer bytes is taken. With A, B, O the bytes of
-operand a, operand b and the result, ha, hb, ho the halves, Fr and Fc the folds along rows and columns, and r and c the
-shares of a whole fold, min(R, Sr) / Sr and min(C, Sc) / Sc:
+half is read once. One that does not is read again for every fold it meets, unless the loops around the folds keep what
+consecutive folds share, or take the streamed extent T in pieces that fit; of the loop orders below the one of fewest
+bytes is taken. With A, B, O the bytes of operand a, operand b and the result, ha, hb, ho the halves, Fr and Fc the
+folds along rows and columns, r and c the shares of a whole fold, min(R, Sr) / Sr and min(C, Sc) / Sc:
 
-    order            read of a              read of b              the result
-    os, rows outer   A, or Fc A if r A>ha   B, or Fr B if B>hb     O
-    os, cols outer   A, or Fc A if A>ha     B, or Fr B if c B>hb   O
-    ws, cols outer   A, or Fc A if A>ha     B                      O, or with partial sums if c O>ho
-    ws, rows outer   A, or Fc A if r A>ha   B                      O, or with partial sums if O>ho
-    is               as ws, with a and b changed over
+    os, rows outer   A (or Fc A unless r A <= ha, or K in pieces: r O <= ho);  B (or Fr B unless B <= hb);  O
+    os, cols outer   A (or Fc A unless A <= ha);  B (or Fr B unless c B <= hb, or K in pieces: c O <= ho);  O
+    os, K outer      A;  B;  O, and partial sums P - 1 times unless O <= ho;  P pieces with B <= P hb and r A <= P ha,
+                     or with A <= P ha and c B <= P hb
+    ws, cols outer   A (or Fc A unless A <= ha);  B;  O, and partial sums Fr - 1 times unless c O <= ho
+    ws, rows outer   A (or Fc A unless r A <= ha);  B;  O, and partial sums Fr - 1 times unless O <= ho
+    ws, M outer      A (or Fc A unless A <= P ha);  B (or P B unless B <= hb);  O;  P pieces with c O <= P ho, and with
+                     A <= P ha as well
+    is               as ws, with a and b, M and N changed over
 
-Partial sums that do not stay on chip are written Fr times and read Fr - 1 times. The array waits for the first fold's
-operands and at the end for the last fold's results; in between, transfers and computation overlap. With F folds, D
-bytes in all, W bytes a cycle and c compute cycles:
+A partial sum that does not stay on chip is written and read back. Pieces of T are taken to follow each other without
+another fill of the array. A vector unit of so many lanes counts as os on one row of PEs. The unit waits for the first
+fold's operands and at the end for the last fold's results; in between, transfers and computation overlap. With F folds,
+D bytes in all, W bytes a cycle and t compute cycles:
 
-    stall = D / (F W) + max(0, D (1 - 1/F) / W - c) = max(D / (F W), D / W - c)
+    stall = D / (F W) + max(0, D (1 - 1/F) / W - t) = max(D / (F W), D / W - t)
 
 which is 0 without a limit to the bandwidth, and falls with W and with every memory. The model is this project's own.
 In the convention "scalesim" the words are those of that simulator with bandwidth computed: every element once, the
@@ -25,6 +29,7 @@ results of ws and is Fr times, and nothing waits.
 """
 
 from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,57 +66,186 @@ class Traffic:
         return Traffic(**{f.name: getattr(self, f.name) * count for f in fields(self)})
 
 
+class _Share(NamedTuple):
+    """The share of a whole fold; a pair, because a rounded quotient would not fit where the true one just does."""
+
+    taken: Any
+    extent: Any
+
+
+_ALL = _Share(1, 1)
+
+
+class _Operand(NamedTuple):
+    """Bytes of an operand or of the result, and the half of its memory."""
+
+    size: IntArray
+    half: FloatArray
+
+    def part(self, share: _Share) -> Any:
+        """Bytes of this share of it."""
+        return self.size if share is _ALL else self.size * share.taken / share.extent
+
+    def fits(self, share: _Share = _ALL) -> Any:
+        """Whether this share of it fits."""
+        return self.part(share) <= self.half
+
+    def pieces(self, share: _Share = _ALL) -> Any:
+        """The least number of equal pieces of this share of it that fit one at a time."""
+        return np.ceil(self.part(share) / self.half)
+
+
+class _Layout(NamedTuple):
+    """Folds along rows and columns, the share of a whole one, and the streamed extent."""
+
+    row_folds: Any
+    col_folds: Any
+    row_share: _Share
+    col_share: _Share
+    temporal: Any
+
+
+class _Moves(NamedTuple):
+    """How often each operand is read, and how often partial sums go out and come back; infinite: impossible."""
+
+    a: Any
+    b: Any
+    spills: Any
+
+
 def dram_traffic(gemms: GemmArrays, machines: Machines, cost: GemmCost, *, convention: str) -> Traffic:
-    """Bytes of each GEMM on each machine, laid out as `cost` says."""
-    shape = cost.cycles.shape
+    """Bytes of each GEMM on each machine's array, laid out as `cost` says."""
     if convention == "scalesim":
         results = np.where(cost.dataflow == 0, 1, cost.row_folds) * (gemms.m * gemms.n)
-        once = np.broadcast_to(gemms.elements_a, shape), np.broadcast_to(gemms.elements_b, shape)
+        once = (np.broadcast_to(elements, results.shape) for elements in (gemms.elements_a, gemms.elements_b))
+        ifmap, filters = once
         return Traffic(
-            ifmap_reads=once[0], filter_reads=once[1], ofmap_reads=np.zeros_like(results), ofmap_writes=results
+            ifmap_reads=ifmap, filter_reads=filters, ofmap_reads=np.zeros_like(results), ofmap_writes=results
         )
-    rows_outer = _ordered(gemms, machines, cost, rows_outer=True)
-    cols_outer = _ordered(gemms, machines, cost, rows_outer=False)
-    return Traffic.where(rows_outer.total <= cols_outer.total, rows_outer, cols_outer)
-
-
-def streamed(gemms: GemmArrays) -> Traffic:
-    """Bytes of GEMMs that a vector unit does: every operand and the result once, [L]."""
-    return Traffic(
-        ifmap_reads=gemms.elements_a * gemms.bytes_a,
-        filter_reads=gemms.elements_b * gemms.bytes_b,
-        ofmap_reads=np.zeros_like(gemms.m),
-        ofmap_writes=gemms.m * gemms.n * gemms.bytes_out,
+    if not cost.cycles.size:
+        return Traffic(**{item.name: np.zeros(cost.cycles.shape, np.int64) for item in fields(Traffic)})
+    by_output, by_input = cost.dataflow == 0, cost.dataflow == 2
+    spatial_rows = np.where(by_output, gemms.m, gemms.k)
+    spatial_cols = np.where(by_input, gemms.m, gemms.n)
+    layout = _Layout(
+        row_folds=cost.row_folds,
+        col_folds=cost.col_folds,
+        row_share=_Share(np.minimum(machines.rows, spatial_rows), spatial_rows),
+        col_share=_Share(np.minimum(machines.cols, spatial_cols), spatial_cols),
+        temporal=np.where(by_output, gemms.k, np.where(by_input, gemms.n, gemms.m)),
     )
+    a, b, out = _operands(gemms, machines)
+    moves = []
+    if by_output.any():
+        moves.append((by_output, _output_stationary(a, b, out, layout)))
+    if not (by_output | by_input).all():
+        moves.append((~(by_output | by_input), _held(a, b, out, layout)))
+    if by_input.any():
+        changed = _held(b, a, out, layout)
+        moves.append((by_input, _Moves(a=changed.b, b=changed.a, spills=changed.spills)))
+    return _bytes(gemms, _chosen(moves))
+
+
+def vector_traffic(gemms: GemmArrays, machines: Machines) -> Traffic:
+    """Bytes of each GEMM on each machine's vector unit."""
+    lanes = np.where(np.isnan(machines.vector_lanes), 1, machines.vector_lanes)
+    layout = _Layout(
+        row_folds=gemms.m,
+        col_folds=np.ceil(gemms.n / lanes),
+        row_share=_Share(1, gemms.m),
+        col_share=_Share(np.minimum(lanes, gemms.n), gemms.n),
+        temporal=gemms.k,
+    )
+    return _bytes(gemms, _output_stationary(*_operands(gemms, machines), layout))
 
 
 def stall_cycles(
     compute: IntArray | FloatArray, traffic: IntArray, folds: IntArray, bytes_per_cycle: FloatArray
 ) -> IntArray:
-    """Cycles that the array waits in `compute` cycles of `folds` folds that move `traffic` bytes; arrays broadcast."""
+    """Cycles that a unit waits in `compute` cycles of `folds` folds that move `traffic` bytes; arrays broadcast."""
     transfer = traffic / bytes_per_cycle
     # As a maximum, and not as a sum: a sum of rounded parts can pass a whole number by a hair.
     waiting: IntArray = np.ceil(np.maximum(transfer / folds, transfer - compute)).astype(np.int64)
     return waiting
 
 
-def _ordered(gemms: GemmArrays, machines: Machines, cost: GemmCost, *, rows_outer: bool) -> Traffic:
-    """Traffic of one loop order: the outer folds' strip of a stays, or that of b (os) and of the results (ws, is)."""
-    row_folds, col_folds = cost.row_folds, cost.col_folds
-    halves = (machines.sram_ifmap_kib * 512, machines.sram_filter_kib * 512, machines.sram_ofmap_kib * 512)
-    a, b = gemms.elements_a * gemms.bytes_a, gemms.elements_b * gemms.bytes_b
-    out = gemms.m * gemms.n * gemms.bytes_out
-    output_stationary, weight_stationary, input_stationary = (cost.dataflow == code for code in range(3))
-    spatial_rows = np.where(output_stationary, gemms.m, gemms.k)
-    spatial_cols = np.where(input_stationary, gemms.m, gemms.n)
-    row_share = np.minimum(machines.rows / spatial_rows, 1) if rows_outer else 1.0
-    col_share = 1.0 if rows_outer else np.minimum(machines.cols / spatial_cols, 1)
-    # os keeps a strip of b as well; ws and is stream the operand that is not stationary.
-    again_a = np.where(input_stationary | (a * row_share <= halves[0]), 1, col_folds)
-    share_b = np.where(output_stationary, col_share, row_share)
-    folds_b = np.where(output_stationary, row_folds, col_folds)
-    again_b = np.where(weight_stationary | (b * share_b <= halves[1]), 1, folds_b)
-    spilled = np.where(output_stationary | (out * col_share <= halves[2]), 1, row_folds)
+def _operands(gemms: GemmArrays, machines: Machines) -> tuple[_Operand, _Operand, _Operand]:
+    """a, b and the result with its partial sums."""
+    return (
+        _Operand(gemms.elements_a * gemms.bytes_a, machines.sram_ifmap_kib * 512),
+        _Operand(gemms.elements_b * gemms.bytes_b, machines.sram_filter_kib * 512),
+        _Operand(gemms.m * gemms.n * gemms.bytes_out, machines.sram_ofmap_kib * 512),
+    )
+
+
+def _output_stationary(a: _Operand, b: _Operand, out: _Operand, at: _Layout) -> _Moves:
+    """The best loop order of os."""
+    row_slice = a.pieces(at.row_share) <= at.temporal
+    col_slice = b.pieces(at.col_share) <= at.temporal
+    keeps_a = a.fits(at.row_share) | (out.fits(at.row_share) & row_slice)
+    keeps_b = b.fits(at.col_share) | (out.fits(at.col_share) & col_slice)
+    rows_outer = _Moves(np.where(keeps_a, 1, at.col_folds), np.where(b.fits(), 1, at.row_folds), 0)
+    cols_outer = _Moves(np.where(a.fits(), 1, at.col_folds), np.where(keeps_b, 1, at.row_folds), 0)
+    # The inner loop's operand is kept whole, piece by piece, the outer one's strip by strip.
+    along = np.maximum(b.pieces(), a.pieces(at.row_share)), np.maximum(a.pieces(), b.pieces(at.col_share))
+    pieces = np.maximum(np.minimum(*along), 1)
+    spills = np.where(out.fits(), 0, pieces - 1)
+    k_outer = _Moves(1, 1, np.where(pieces <= at.temporal, spills, np.inf))
+    return _fewest((rows_outer, cols_outer, k_outer), a, b, out)
+
+
+def _held(a: _Operand, b: _Operand, out: _Operand, at: _Layout) -> _Moves:
+    """The best loop order where b stays in the PEs and a streams: ws."""
+    folds_a, folds_out = at.col_folds, at.row_folds - 1
+    cols_outer = _Moves(np.where(a.fits(), 1, folds_a), 1, np.where(out.fits(at.col_share), 0, folds_out))
+    rows_outer = _Moves(np.where(a.fits(at.row_share), 1, folds_a), 1, np.where(out.fits(), 0, folds_out))
+    for_out = np.maximum(out.pieces(at.col_share), 1)
+    for_both = np.maximum(for_out, a.pieces())
+    few = _Moves(folds_a, _readings(b, for_out, at), 0)
+    many = _Moves(1, _readings(b, for_both, at), 0)
+    return _fewest((cols_outer, rows_outer, few, many), a, b, out)
+
+
+def _readings(held: _Operand, pieces: Any, at: _Layout) -> Any:
+    """How often the operand in the PEs is read if T is taken in so many pieces, of a line at least."""
+    return np.where(pieces <= at.temporal, np.where(held.fits(), 1, pieces), np.inf)
+
+
+def _fewest(orders: tuple[_Moves, ...], a: _Operand, b: _Operand, out: _Operand) -> _Moves:
+    """For each GEMM and machine the order of fewest bytes."""
+    best, least = orders[0], _moved(orders[0], a, b, out)
+    for order in orders[1:]:
+        total = _moved(order, a, b, out)
+        fewer = total < least
+        best = _Moves(*(np.where(fewer, new, old) for new, old in zip(order, best, strict=True)))
+        least = np.minimum(total, least)
+    return best
+
+
+def _moved(order: _Moves, a: _Operand, b: _Operand, out: _Operand) -> Any:
+    return order.a * a.size + order.b * b.size + 2 * order.spills * out.size
+
+
+def _chosen(moves: list[tuple[NDArray[np.bool_], _Moves]]) -> _Moves:
+    """Each GEMM's and machine's own dataflow."""
+    _, found = moves[0]
+    for condition, other in moves[1:]:
+        found = _Moves(*(np.where(condition, new, old) for new, old in zip(other, found, strict=True)))
+    return found
+
+
+def _bytes(gemms: GemmArrays, moves: _Moves) -> Traffic:
+    """Bytes of so many readings; what leaves at the end may be less than the partial sums were."""
+    sums = moves.spills * (gemms.m * gemms.n * gemms.bytes_out)
+    results = gemms.elements_out * gemms.bytes_out
+    shape = np.broadcast_shapes(*(np.shape(times) for times in moves), gemms.m.shape)
+
+    def whole(values: Any) -> IntArray:
+        return np.broadcast_to(np.asarray(values).astype(np.int64), shape)
+
     return Traffic(
-        ifmap_reads=again_a * a, filter_reads=again_b * b, ofmap_reads=(spilled - 1) * out, ofmap_writes=spilled * out
+        ifmap_reads=whole(moves.a * (gemms.elements_a * gemms.bytes_a)),
+        filter_reads=whole(moves.b * (gemms.elements_b * gemms.bytes_b)),
+        ofmap_reads=whole(sums),
+        ofmap_writes=whole(sums + results),
     )

@@ -32,6 +32,7 @@ class Gemm:
         bits_out: width of an element of the result as it leaves the array.
         elements_a: distinct elements of a in memory, where windows overlap fewer than m * k; None: m * k.
         elements_b: distinct elements of b in memory; None: k * n.
+        elements_out: elements of the result that leave, where pooling in the same pass drops some; None: m * n.
 
     Raises:
         UserError: an unknown role or an extent that is not a positive whole number.
@@ -49,14 +50,16 @@ class Gemm:
     bits_out: int = 32
     elements_a: int | None = None
     elements_b: int | None = None
+    elements_out: int | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UserError(f"layer {self.layer!r}: role must be one of {', '.join(ROLES)}, got {self.role!r}")
-        for name in ("elements_a", "elements_b"):
+        whole = {"elements_a": self.m * self.k, "elements_b": self.k * self.n, "elements_out": self.m * self.n}
+        for name, elements in whole.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, (self.m if name == "elements_a" else self.n) * self.k)
-        for name in ("m", "n", "k", "count", "bits_a", "bits_b", "bits_out", "elements_a", "elements_b"):
+                object.__setattr__(self, name, elements)
+        for name in ("m", "n", "k", "count", "bits_a", "bits_b", "bits_out", *whole):
             check_number(f"layer {self.layer!r}", name, getattr(self, name), whole=True)
 
     @property
@@ -145,6 +148,7 @@ class GemmArrays:
     count: NDArray[np.int64]
     elements_a: NDArray[np.int64]
     elements_b: NDArray[np.int64]
+    elements_out: NDArray[np.int64]
     bytes_a: NDArray[np.int64]
     bytes_b: NDArray[np.int64]
     bytes_out: NDArray[np.int64]
@@ -158,7 +162,7 @@ class GemmArrays:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a training step multiplies, in the order of the forward pass.
+    """What a training step does: its products, the work beside them, and its memory, in the order of the forward pass.
 
     `a + b` is the step that does both, where batch size and form agree.
 
@@ -210,7 +214,8 @@ class Workload:
 
     def arrays(self) -> GemmArrays:
         """The GEMMs as columns; an element of 8 bits or fewer takes a byte."""
-        names = ("m", "n", "k", "count", "elements_a", "elements_b", "bits_a", "bits_b", "bits_out")
+        extents = ("m", "n", "k", "count", "elements_a", "elements_b", "elements_out")
+        names = (*extents, "bits_a", "bits_b", "bits_out")
         rows = [tuple(getattr(gemm, name) for name in names) for gemm in self.gemms]
         # The type is named because an empty workload would become an array of floats.
         columns = dict(zip(names, np.array(rows, np.int64).reshape(-1, len(names)).T, strict=True))

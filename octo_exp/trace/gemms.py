@@ -7,7 +7,7 @@ from torch import nn
 
 from octo_exp.errors import UserError
 from octo_exp.hw import Gemm
-from octo_exp.trace.recorder import Call
+from octo_exp.trace.record import Call
 
 _FLOAT_BITS = (32, 32)
 
@@ -46,6 +46,9 @@ def gemms_of(call: Call, grad_input_form: str, shares: Mapping[str, float]) -> l
                 bits_b=bits_b,
                 elements_a=elements_a,
                 elements_b=elements_b,
+                # A weight's gradient is added to fp32 whatever the layers pass on.
+                bits_out=32 if role == "grad_weight" else call.out_bits,
+                elements_out=call.out_elements // groups if role == "output" else None,
             )
         )
     return gemms

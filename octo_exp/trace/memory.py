@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from octo_exp.hw import Buffer, Gemm
-from octo_exp.trace.recorder import Record
+from octo_exp.trace.record import Record
 from octo_exp.trace.vector import FLOAT_BYTES, trained_parameters
 
 
@@ -49,7 +49,7 @@ def _activations(record: Record, end: int) -> list[Buffer]:
             continue
         if storage.saved is not None:
             kind = "mask" if storage.is_mask else "activation"
-            last = max(storage.last, end - 1 - storage.saved)
+            last = end - 1 - storage.saved
             owner = storage.saved_by
         else:
             # The batch itself stays until the step is over.

@@ -1,9 +1,9 @@
 """Runs a meta network once and notes every operation, what it reads and makes, and what autograd saves."""
 
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from octo_exp.errors import UserError
-from octo_exp.hw import ROLES, VectorWork
+from octo_exp.hw import ROLES
+from octo_exp.trace.record import Call, Event, Record, Storage
 from octo_exp.trace.twin import COUNTED
 
 # Layers that multiply and are not counted, whether or not the flop counter sees into them.
@@ -30,79 +31,6 @@ _UNSUPPORTED = (
 )
 # Products that torch's flop counter does not know.
 _PRODUCTS = {"mv", "addmv", "dot", "vdot", "addr", "addbmm", "_trilinear", "_cdist_forward"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One execution of a counted layer: its shapes, and the gradients that it owes."""
-
-    layer: str
-    module: nn.Conv2d | nn.Linear
-    event: int
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    needs_grad_input: bool
-    needs_grad_weight: bool
-    # role -> widths of its operands; a role that is absent has float operands.
-    bits: Mapping[str, tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One operation of the forward pass outside of counted layers: what it is, and the tensors it read and made."""
-
-    layer: str
-    name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
-@dataclass(slots=True, kw_only=True)
-class Storage:
-    """A piece of memory that the forward pass makes: the events that make it, use it last and first save it."""
-
-    layer: str
-    bytes: int
-    first: int
-    last: int
-    tensors: list[Tensor] = field(default_factory=list)
-    saved: int | None = None
-    saved_by: str = ""
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether the backward pass computes a gradient of it."""
-        return any(tensor.requires_grad for tensor in self.tensors)
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether it holds bits or places, no numbers."""
-        return all(not tensor.is_floating_point() for tensor in self.tensors)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """Bytes that a stand-in says its layer makes: at its own event, kept for the backward pass or used on the way."""
-
-    layer: str
-    kind: str
-    bytes: int
-    event: int
-    backward: bool = False
-    kept: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Record:
-    """What one forward pass did."""
-
-    net: nn.Module
-    calls: list[Call] = field(default_factory=list)
-    events: list[Event | None] = field(default_factory=list)
-    storages: dict[int, Storage] = field(default_factory=dict)
-    kept: list[Kept] = field(default_factory=list)
-    work: list[VectorWork] = field(default_factory=list)
-    first_event: dict[str, int] = field(default_factory=dict)
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -175,6 +103,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         event: int,
         *,
         bf16: bool = False,
+        out_elements: int | None = None,
+        out_bits: int = 32,
     ) -> None:
         """Note that a counted layer ran; `bf16`: a float layer that multiplies in it."""
         name = self._names[module]
@@ -189,6 +119,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 needs_grad_input=given.requires_grad,
                 needs_grad_weight=module.weight.requires_grad,
                 bits=dict.fromkeys(ROLES, (16, 16)) if bf16 else getattr(module, "operand_bits", None) or {},
+                out_elements=math.prod(output_shape) if out_elements is None else out_elements,
+                out_bits=out_bits,
             )
         )
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from octo_exp.hw import VectorWork
 from octo_exp.kernels.epilogue import Epilogue
-from octo_exp.trace.recorder import Kept, Recorder
-from octo_exp.trace.vector import FLOAT_BYTES, QUANTIZE_OPS
+from octo_exp.quant.quantizer import Quantizer
+from octo_exp.trace.record import Kept
+from octo_exp.trace.recorder import Recorder
+from octo_exp.trace.vector import CLIP_OPS, DRAW_OPS, FLOAT_BYTES, QUANTIZE_OPS
 
 
 class _Stand(torch.autograd.Function):
@@ -80,12 +82,18 @@ class Scene:
                 )
             )
 
-    def quantize(self, role: str, elements: int) -> None:
+    def quantize(self, role: str, elements: int, quantizer: Quantizer) -> None:
         """Say that a float tensor becomes codes."""
-        self.work(role, "quantize", QUANTIZE_OPS * elements, FLOAT_BYTES * elements, elements)
+        each = QUANTIZE_OPS + (0 if quantizer.clipper is None else CLIP_OPS[quantizer.clipper.spec.form])
+        each += DRAW_OPS if quantizer.spec.rounding == "stochastic" else 0
+        self.work(role, "quantize", each * elements, FLOAT_BYTES * elements, elements)
 
-    def epilogue(self, y: Tensor, steps: Epilogue | None, *, differentiable: bool) -> None:
-        """Say what ReLU and pooling of y keep and do."""
+    def cast(self, role: str, elements: int) -> None:
+        """Say that a float tensor becomes bf16."""
+        self.work(role, "elementwise", elements, FLOAT_BYTES * elements, 2 * elements)
+
+    def epilogue(self, y: Tensor, steps: Epilogue | None, *, differentiable: bool, coded: bool = False) -> None:
+        """Say what ReLU and pooling of y keep and do; `coded`: its gradient is quantised before it is spread."""
         if steps is None:
             return
         mask = mask_bytes(y, steps) if differentiable else 0
@@ -94,9 +102,17 @@ class Scene:
             self.work("output", "elementwise", y.numel(), 0, mask if steps.pool == 1 else 0)
         if steps.pool > 1:
             self.work("output", "pool", y.numel(), 0, mask)
-        if differentiable:
-            kind = "pool" if steps.pool > 1 else "elementwise"
-            self.work("grad_input", kind, y.numel(), mask + FLOAT_BYTES * outputs(y, steps))
+        if differentiable and coded:
+            # ReLU's mask is a part of quantising; codes are spread over their windows.
+            spread = (outputs(y, steps), y.numel()) if steps.pool > 1 else (0, 0)
+            self.work("grad_input", _kind(steps), y.numel(), mask + spread[0], spread[1])
+        elif differentiable:
+            read = mask + FLOAT_BYTES * outputs(y, steps)
+            self.work("grad_input", _kind(steps), y.numel(), read, FLOAT_BYTES * y.numel())
+
+
+def _kind(steps: Epilogue) -> str:
+    return "pool" if steps.pool > 1 else "elementwise"
 
 
 def as_float(y: Tensor, steps: Epilogue | None) -> Tensor:

@@ -2,15 +2,16 @@
 
 Operations on single elements; the counts per element are this project's own:
 
-    quantize     4: range, scale, round, clamp; reads 4 bytes, writes one
+    quantize     4: range, scale, round, clamp; reads 4 bytes, writes one; drawn noise and PRC add DRAW_OPS, CLIP_OPS
     rescale      2 in the forward pass (scale, offset), 1 in the backward passes; of results as they leave the array
     elementwise  1 of each kernel that torch runs, and as many again in the backward pass
-    pool         1 for every input element (a comparison or an addition); the backward pass as many
+    pool, mean   1 for every input element (a comparison or an addition); the backward pass as many
     norm         4 (mean, variance, normalize, scale); the backward pass 8
     col2im       1 addition for every element of dcol
     optimizer    as many as its kernels touch elements, see `optimizer_cost`
 
-What a fused block does to its own GEMM's result moves no bytes but its mask's.
+What a fused block does to its own GEMM's result moves no bytes but its mask's; the gradient that it spreads over its
+windows is written out. dcol is written and read back, an image at a time, as if no part of it stayed on chip.
 """
 
 import math
@@ -21,12 +22,17 @@ from torch import Tensor
 from octo_exp.hw import VectorWork
 from octo_exp.trace.gemms import gemms_of, is_unfolded, trained_weights
 from octo_exp.trace.optimizer import OptimizerCost
-from octo_exp.trace.recorder import Call, Event, Record
+from octo_exp.trace.record import Call, Event, Record
 
 QUANTIZE_OPS = 4
 RESCALE_OPS = 2
 NORM_OPS, NORM_BACKWARD_OPS = 4, 8
 FLOAT_BYTES = 4
+# More for each element that is quantised: Philox4x32-10 gives four numbers for ten rounds of six operations; PRC's
+# gaussian sums the tensor and its square, its learned range the error of every code.
+DRAW_OPS = 15
+CLIP_OPS = {"ratio": 0, "gaussian": 3, "learned": 4}
+_REDUCTIONS = ("mean", "sum")
 
 
 def merged(work: Iterable[VectorWork]) -> tuple[VectorWork, ...]:
@@ -91,6 +97,8 @@ def _of_event(event: Event) -> Iterator[VectorWork]:
     kind, forward, backward = "elementwise", event.outputs[0].numel(), event.outputs[0].numel()
     if "pool" in event.name:
         kind, forward, backward = "pool", largest, largest
+    elif event.name in _REDUCTIONS:
+        forward = backward = largest
     elif "norm" in event.name:
         kind, forward, backward = "norm", NORM_OPS * largest, NORM_BACKWARD_OPS * largest
     read, written = _bytes(event.inputs), _bytes(event.outputs)
@@ -114,8 +122,8 @@ def _of_call(call: Call, grad_input_form: str) -> Iterator[VectorWork]:
             layer=call.layer,
             role="grad_weight",
             kind="elementwise",
-            operations=results,
-            bytes_read=results * FLOAT_BYTES,
+            operations=call.out_elements,
+            bytes_read=call.out_elements * call.out_bits // 8,
             bytes_written=0,
         )
     if grad_input_form == "col2im" and call.needs_grad_input and is_unfolded(call.module):

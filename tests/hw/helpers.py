@@ -1,5 +1,6 @@
 """Machines, GEMMs, energy tables and prices for the tests of hw."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from octo_exp.hw import EnergyTable, Gemm, HardwareProfile, Machines, Workload, 
 from octo_exp.hw.price import GemmPrices
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "scalesim"
+ROLE_OF = {"fwd": "output", "dgrad": "grad_input", "wgrad": "grad_weight"}
 # The bytes of half a KiB: a memory of x / HALF_KIB KiB has a half of x bytes.
 HALF_KIB = 512
 MACHINE: dict[str, Any] = {
@@ -63,6 +65,17 @@ def gemm(m: int = 100, n: int = 16, k: int = 150, **change: Any) -> Gemm:
 def workload(*gemms: Gemm, **change: Any) -> Workload:
     """A step of so many GEMMs, batch 4, col2im."""
     return Workload(**({"gemms": gemms, "batch_size": 4, "grad_input_form": "col2im"} | change))
+
+
+def lenet5_step(**change: Any) -> Workload:
+    """The 14 GEMMs of a training step of LeNet-5, batch 4."""
+    with (GOLDEN / "lenet5_train_b4_col2im_gemm.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    gemms = []
+    for row in rows:
+        layer, _, part = row["Layer"].partition("_")
+        gemms.append(gemm(int(row["M"]), int(row["N"]), int(row["K"]), layer=layer, role=ROLE_OF[part]))
+    return workload(*gemms, **change)
 
 
 def table(**change: Any) -> EnergyTable:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from octo_exp.errors import UserError
-from octo_exp.hw import EnergyTable, Machines, VectorWork, training_step_cost
+from octo_exp.hw import CHOICES, EnergyTable, Machines, VectorWork, training_step_cost
 from octo_exp.hw.price import price_vector
 from tests.hw.helpers import TABLE, gemm, machine, priced, sourced, table, workload
 
@@ -18,24 +18,25 @@ def spent(item, base, energy, **change):
 
 
 def test_every_term_of_one_gemm_by_hand():
-    # 4 x 3 folds; strips of 320 bytes of results do not stay: 2880 bytes of partial sums come back, 3840 leave.
+    # 4 x 3 folds; not one line of 32 bytes of results stays: 2880 bytes of partial sums come back, 3840 leave.
+    base = machine(**SMALL | {"sram_ofmap_kib": 31 / 1024})
     macs = 10 * 24 * 32 * 2
     ifmap = 3 * 320 * 7 + 320 * 11
     filters = 768 * 13 + 768 * 17
     results = (3 * 240 * 4 + 3840) * 3 + (4 * 240 * 4 + 2880) * 5
     off_chip = (320 + 768 + 2880) * 19 + 3840 * 23
     total = macs + ifmap + filters + results + off_chip
-    assert spent(gemm(10, 24, 32), machine(**SMALL), table()) == total
-    assert spent(gemm(10, 24, 32, count=3), machine(**SMALL), table()) == 3 * total
+    assert spent(gemm(10, 24, 32), base, table()) == total
+    assert spent(gemm(10, 24, 32, count=3), base, table()) == 3 * total
 
 
 def test_every_term_of_a_product_on_the_vector_unit_by_hand():
-    # No operand stays in a lane: each MAC reads both. Everything moves off chip once.
+    # No operand stays in a lane: each MAC reads both. Of the operands in 3 folds along the columns b stays, a does not.
     macs = 10 * 24 * 32
-    ifmap = macs * 2 * 7 + 640 * 11
+    ifmap = macs * 2 * 7 + 3 * 640 * 11
     filters = macs * 4 * 13 + 3072 * 17
     results = 960 * 3 + 960 * 5
-    total = macs * 31 + ifmap + filters + results + (640 + 3072) * 19 + 960 * 23
+    total = macs * 31 + ifmap + filters + results + (3 * 640 + 3072) * 19 + 960 * 23
     wide = gemm(10, 24, 32, bits_a=16, bits_b=32)
     assert spent(wide, machine(**SMALL, vector_lanes=8), table()) == total
 
@@ -48,18 +49,18 @@ def test_a_mac_costs_what_its_wider_operand_does(bits, mac):
     assert spent(item, base, table()) - spent(item, base, without) == (mac - 1) * 7 * 63 * 65
 
 
-def test_the_scalesim_convention_knows_no_widths():
-    wide, narrow = gemm(bits_a=32, bits_b=16), gemm(bits_out=8)
-    found = [spent(item, machine(), table(), convention="scalesim") for item in (wide, narrow)]
-    assert found[0] == found[1]
+@pytest.mark.parametrize("dataflow", CHOICES)
+def test_the_scalesim_convention_has_no_energy(dataflow):
+    prices = priced(gemm(), machine(dataflow=dataflow), convention="scalesim", energy=table())
+    assert prices.energy_pj is None
 
 
-def test_vector_work_by_hand():
+def test_vector_work_by_hand_and_none_without_a_unit():
     work = VectorWork(layer="a", role="output", kind="norm", operations=7, bytes_read=16, bytes_written=63)
     step = workload(vector=(work, work))
     machines = Machines.vary(machine(), {"vector_lanes": [2, None]})
     found = price_vector(step, machines, energy=table()).energy_pj
-    np.testing.assert_array_equal(found, np.full((2, 2), 7 * 37 + 16 * 19 + 63 * 23))
+    np.testing.assert_array_equal(found, [[7 * 37 + 16 * 19 + 63 * 23] * 2, [0, 0]])
 
 
 @pytest.mark.parametrize("name", [*SCALES, "sram"])

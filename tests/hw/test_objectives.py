@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from octo_exp.errors import UserError
-from octo_exp.hw import DATAFLOWS, VectorWork, training_step_cost
+from octo_exp.hw import DATAFLOWS, Machines, VectorWork, gemm_cycles, training_step_cost
 from octo_exp.hw.search import objectives
 from octo_exp.hw.search.objectives import OBJECTIVES, Objectives
 from octo_exp.hw.search.scan import Problem
@@ -53,14 +53,14 @@ def reported(cost, profile, name):
         (machine(vector_lanes=16, **FLOATS), STEP),
         # The vector unit multiplies what the array cannot.
         (machine(vector_lanes=7, bf16_macs_per_pe_cycle=0.5), STEP),
-        # Without one, the work beside the GEMMs is not priced.
-        (machine(), INT8),
+        # Without one there must be no work beside the GEMMs.
+        (machine(), replace(INT8, vector=())),
     ],
     ids=["floats", "vector", "int8"],
 )
 @pytest.mark.parametrize("convention", ["exact", "scalesim"])
 def test_every_objective_is_that_of_the_report(base, step, convention):
-    names = [name for name in OBJECTIVES if (convention, name) != ("scalesim", "total_cycles")]
+    names = [name for name in OBJECTIVES if convention == "exact" or name not in ("total_cycles", "energy")]
     energy = table()
     space = Space(base, AXES, {})
     points = np.arange(0, len(space), 5)
@@ -102,7 +102,7 @@ def test_a_maximized_objective_is_negated_to_be_searched_and_written_as_it_is():
 
 
 def test_only_what_is_asked_for_is_computed():
-    space = Space(machine(), AXES, {})
+    space = Space(machine(), AXES | {"dataflow": ["os", "ws", "is"]}, {})
     machines = space.machines(space.decode(np.arange(len(space))))
     with (
         mock.patch.object(objectives, "price_gemms", side_effect=AssertionError),
@@ -121,7 +121,8 @@ def test_only_what_is_asked_for_is_computed():
         (["cycles", "cycles"], "exact", None, "objectives names one twice: cycles, cycles"),
         (["cycles"], "true", None, "unknown cycle convention 'true': choose one of exact, scalesim"),
         (["energy"], "exact", None, "objective 'energy' needs an energy table: choose one, e.g. energy="),
-        (["total_cycles"], "scalesim", None, "scalesim knows neither stalls nor vector work; choose cycles"),
+        (["total_cycles"], "scalesim", None, "scalesim knows neither widths, stalls nor vector work; choose cycles"),
+        (["cycles", "energy"], "scalesim", table(), "objective 'energy': the convention scalesim knows neither widths"),
     ],
 )
 def test_an_objective_that_no_model_gives_is_one_line(names, convention, energy, line):
@@ -144,18 +145,44 @@ def test_a_machine_that_cannot_do_the_workload_is_refused_before_the_search():
         Problem(floats, Objectives(["energy"], STEP, convention="exact", energy=poor))
 
 
-@pytest.mark.parametrize("convention", ["exact", "scalesim"])
-def test_choosing_for_each_gemm_beats_every_single_dataflow_and_all_3_to_the_l_choices(convention):
+@pytest.mark.parametrize("name", ["energy", "total_cycles"])
+def test_work_beside_the_gemms_needs_a_vector_unit(name):
+    alone, unit = Space(machine(), {"rows": [8]}, {}), Space(machine(), {"vector_lanes": [8, 16]}, {})
+    chosen = Objectives(["cycles", name], INT8, convention="exact", energy=table())
+    with pytest.raises(UserError) as caught:
+        Problem(alone, chosen)
+    assert f"objective {name!r}: hardware profile 'test' has no vector unit for the work" in str(caught.value)
+    assert str(caught.value).endswith("give it vector_lanes, or choose cycles")
+    Problem(unit, chosen)
+    Problem(alone, Objectives(["cycles", "utilization"], INT8, convention="exact", energy=table()))
+    Problem(alone, Objectives([name], replace(INT8, vector=()), convention="exact", energy=table()))
+
+
+@pytest.mark.parametrize(("convention", "name"), [("exact", "total_cycles"), ("scalesim", "cycles")])
+def test_choosing_for_each_gemm_beats_every_single_dataflow_and_all_3_to_the_l_choices(convention, name):
     sides = [1, 7, 16, 63, 65]
 
     def total(dataflow, step):
-        space = Space(machine(), {"rows": sides, "cols": sides, "dataflow": [dataflow]}, {})
-        priced = Objectives(["cycles"], step, convention=convention, energy=None)
-        return priced(space.machines(space.decode(np.arange(len(space)))))["cycles"]
+        axes = {"rows": sides, "cols": sides, "dataflow": [dataflow], "sram_ifmap_kib": [0.1, 64]}
+        space = Space(machine(), axes | {"dram_bytes_per_cycle": [1, 100]}, {})
+        priced = Objectives([name], step, convention=convention, energy=None)
+        return priced(space.machines(space.decode(np.arange(len(space)))))[name]
 
-    free = total("per_gemm", INT8)
-    assert (free <= np.min([total(dataflow, INT8) for dataflow in DATAFLOWS], axis=0)).all()
-    each = [{d: total(d, workload(item)) for d in DATAFLOWS} for item in INT8.gemms]
+    step = replace(INT8, vector=())
+    free = total("per_gemm", step)
+    assert (free <= np.min([total(dataflow, step) for dataflow in DATAFLOWS], axis=0)).all()
+    each = [{d: total(d, workload(item)) for d in DATAFLOWS} for item in step.gemms]
     choices = itertools.product(DATAFLOWS, repeat=len(each))
     exhaustive = np.min([sum(e[d] for e, d in zip(each, choice, strict=True)) for choice in choices], axis=0)
     assert np.array_equal(free, exhaustive)
+
+
+def test_the_cycles_of_a_free_choice_are_those_of_the_report_and_not_the_fewest():
+    # At 10 bytes a cycle every dataflow takes 9448 cycles with stalls, and os is the first of equals.
+    profile = machine(rows=16, cols=16, dataflow="per_gemm", dram_bytes_per_cycle=10)
+    step = workload(gemm(1000, 16, 30))
+    report = training_step_cost(step, profile, convention="exact")
+    assert (report.train_step_cycles, report.total_cycles) == (63 * 60, 9448)
+    found = Objectives(["cycles", "utilization"], step, convention="exact", energy=None)(Machines.of([profile]))
+    assert found["cycles"] == 63 * 60 > gemm_cycles(1000, 16, 30, rows=16, cols=16, dataflow="ws", convention="exact")
+    assert found["utilization"] == report.utilization

@@ -1,5 +1,6 @@
 import math
 from dataclasses import fields
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octo_exp.errors import UserError
-from octo_exp.hw import CHOICES, Machines, VectorWork, check_arithmetic, price_gemms, training_step_cost
+from octo_exp.hw import CHOICES, DATAFLOWS, Machines, VectorWork, check_arithmetic, price_gemms, training_step_cost
 from octo_exp.hw.price import price_vector
 from tests.hw.helpers import gemm, halves, machine, moved, priced, table, workload
 
 EXTENT = st.integers(1, 300)
+SIDE = st.integers(1, 40)
+HALVES = st.tuples(*[st.integers(1, 20000)] * 3)
 HALF = {"bf16_macs_per_pe_cycle": 0.5, "fp32_macs_per_pe_cycle": 0.25}
 FLOAT = {"bits_a": 32, "bits_b": 32}
 
@@ -56,20 +59,50 @@ def test_fp32_costs_more_than_int8_on_the_same_array():
 @given(m=EXTENT, n=EXTENT, k=EXTENT, lanes=st.integers(1, 100), count=st.integers(1, 5), bits=st.sampled_from([16, 32]))
 def test_a_float_gemm_that_the_array_cannot_do_is_the_vector_units(m, n, k, lanes, count, bits):
     item = gemm(m, n, k, bits_a=bits, bits_b=8, count=count, elements_a=m)
-    # It streams: no memory is too small for it.
-    prices = priced(item, machine(vector_lanes=lanes, dram_bytes_per_cycle=2, **halves(1, 1, 1)))
+    unlimited = {"vector_lanes": lanes, "dram_bytes_per_cycle": 2, **halves(1e9, 1e9, 1e9)}
+    prices = priced(item, machine(**unlimited))
     macs = m * n * k
     alone = -(-macs // lanes)
     traffic = (m * bits // 8, k * n, 0, 4 * m * n)
     assert prices.on_vector.all()
     assert int(prices.cycles[0, 0]) == alone * count
     assert moved(prices) == tuple(count * moves for moves in traffic)
-    # Only what compute cycles cannot hide, and next to nothing at the ends.
-    wait = math.ceil(max(sum(traffic) / 2 / alone, sum(traffic) / 2 - alone))
+    # A fold is so many results as there are lanes, in one row.
+    ends = Fraction(sum(traffic), 2 * m * -(-n // lanes))
+    wait = math.ceil(ends + max(0, Fraction(sum(traffic), 2) - ends - alone))
     assert int(prices.stall_cycles[0, 0]) == wait * count
     cost = prices.cost
     words = (cost.sram_ifmap_reads, cost.sram_filter_reads, cost.sram_ofmap_reads, cost.sram_ofmap_writes)
     assert [int(count[0, 0]) for count in words] == [macs, macs, 0, m * n]
+
+
+@given(
+    m=EXTENT, n=EXTENT, k=EXTENT, rows=SIDE, cols=SIDE, memories=HALVES, bandwidth=st.floats(0.1, 100),
+    bits=st.sampled_from([8, 16]),
+)  # fmt: skip
+def test_the_choice_for_each_gemm_waits_and_computes_least(m, n, k, rows, cols, memories, bandwidth, bits):
+    array = {"rows": rows, "cols": cols, "dram_bytes_per_cycle": bandwidth, **HALF, **halves(*memories)}
+    item = gemm(m, n, k, bits_a=bits)
+    each = priced(item, machine(**array), dataflow=DATAFLOWS, energy=table())
+    best = priced(item, machine(**array), dataflow=["per_gemm"], energy=table())
+    total = (each.cycles + each.stall_cycles)[:, 0]
+    # The first of equals, and all of it.
+    first = int(np.argmin(total))
+    assert best.cycles[0, 0] + best.stall_cycles[0, 0] == total.min()
+    wanted, found = figures(each), figures(best)
+    for name in wanted:
+        assert found[name][0, 0] == wanted[name][first, 0], name
+    simulated = {name: priced(item, machine(**array), dataflow=[name], convention="scalesim") for name in CHOICES}
+    least = min(int(simulated[name].cycles[0, 0]) for name in DATAFLOWS)
+    assert int(simulated["per_gemm"].cycles[0, 0]) == least
+
+
+def test_machines_that_may_choose_stand_beside_machines_that_may_not():
+    prices = priced(gemm(100, 16, 150), machine(**halves(100, 100, 100)), dataflow=["ws", "per_gemm", "is", "os"])
+    total = (prices.cycles + prices.stall_cycles)[:, 0]
+    assert prices.cost.dataflow[:, 0].tolist() == [1, int(prices.cost.dataflow[1, 0]), 2, 0]
+    assert len(set(total)) == 3
+    assert total[1] == total.min()
 
 
 def test_each_machine_does_a_float_gemm_where_it_can():
@@ -186,7 +219,7 @@ def figures(prices):
     found = {}
     for title, part in (("", prices), ("cost.", prices.cost), ("traffic.", prices.traffic)):
         found |= {f"{title}{item.name}": getattr(part, item.name) for item in fields(part)}
-    return {name: value for name, value in found.items() if name not in ("cost", "traffic")}
+    return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
 
 
 @pytest.mark.parametrize("convention", ["exact", "scalesim"])
@@ -196,6 +229,7 @@ def test_many_machines_and_gemms_at_once_are_one_by_one(convention):
     every = Machines.of(profiles)
     together = figures(price_gemms(workload(*gemms).arrays(), every, convention=convention, energy=table()))
     assert {value.shape for value in together.values()} == {(50, 10)}
+    assert ("energy_pj" in together) == (convention == "exact")
     assert together["on_vector"].any() == (convention == "exact")
     assert not together["on_vector"].all()
     for p, profile in enumerate(profiles):

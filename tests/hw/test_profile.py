@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from octo_exp.errors import UserError
 from octo_exp.hw import HardwareProfile
+from tests.hw.helpers import lenet5_step, moved, priced
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "hw").glob("*.yaml"))
 SOURCED = (
@@ -208,3 +209,16 @@ def test_a_bad_yaml_carries_the_clear_line_through_hydra():
         instantiate(config)
     assert isinstance(caught.value.__cause__, UserError)
     assert "missing field 'rows'" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_floats_on_the_vector_unit_move_no_fewer_bytes_than_int8_on_the_array(path):
+    given = instantiate(OmegaConf.load(path))
+    if given.vector_lanes is None:
+        pytest.skip("the machine has no vector unit")
+    floats = ("bf16_macs_per_pe_cycle", "fp32_macs_per_pe_cycle")
+    profile = replace(given, **dict.fromkeys(floats), sources=without(given.sources, *floats))
+    for item in lenet5_step().gemms:
+        narrow, wide = priced(item, profile), priced(replace(item, bits_a=32, bits_b=32), profile)
+        assert (narrow.on_vector.any(), wide.on_vector.all()) == (False, True)
+        assert sum(moved(wide)) >= sum(moved(narrow))

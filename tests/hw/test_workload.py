@@ -44,7 +44,8 @@ def test_the_wider_operand_names_the_arithmetic(bits, width):
 
 
 def test_columns_hold_every_gemm():
-    columns = workload(gemm(7, 63, 65, count=3, bits_a=4, bits_b=9, elements_a=11), gemm(1, 2, 3, bits_out=17)).arrays()
+    first = gemm(7, 63, 65, count=3, bits_a=4, bits_b=9, elements_a=11)
+    columns = workload(first, gemm(1, 2, 3, bits_out=17, elements_out=1)).arrays()
     found = {item.name: getattr(columns, item.name).tolist() for item in fields(columns)}
     assert found == {
         "m": [7, 1],
@@ -53,6 +54,7 @@ def test_columns_hold_every_gemm():
         "count": [3, 1],
         "elements_a": [11, 3],
         "elements_b": [65 * 63, 6],
+        "elements_out": [7 * 63, 1],
         "bytes_a": [1, 1],
         "bytes_b": [2, 1],
         "bytes_out": [4, 3],
@@ -71,6 +73,7 @@ def test_columns_hold_every_gemm():
         ({"bits_out": 0}, "bits_out must be"),
         ({"elements_a": 0}, "elements_a must be"),
         ({"elements_b": 2.0}, "elements_b must be"),
+        ({"elements_out": 0}, "elements_out must be"),
     ],
 )
 def test_bad_gemm_is_refused(change, message):

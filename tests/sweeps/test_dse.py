@@ -27,6 +27,7 @@ from tests.hw.helpers import GOLDEN, gemm, machine, workload
 
 ROOT = CONF.parent
 LENET = ("model=lenet5", "data.batch_size=1", "quant.skip=[]")
+BASE = "systolic_32x32"
 SMALL = "++space={rows:{from:1,to:16},cols:{from:1,to:16},dataflow:[os,ws,is]}"
 FILES = ("points.csv", "pareto.csv", "pareto.png", "best.cfg", "gemms.csv")
 
@@ -117,6 +118,12 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, line, tmp_path):
         (["top=0"], "top must be at least 1, got 0"),
         (["~energy", "objectives=[energy]"], "objective 'energy' needs an energy table"),
         (["convention=fast"], "unknown cycle convention 'fast'"),
+        (["convention=scalesim", "objectives=[energy]"], "objective 'energy': the convention scalesim knows neither"),
+        (["convention=scalesim", "objectives=[total_cycles]"], "objective 'total_cycles': the convention scalesim"),
+        (
+            [f"hw.{BASE}.vector_lanes=null", f"~hw.{BASE}.sources.vector_lanes", "objectives=[total_cycles]"],
+            f"objective 'total_cycles': hardware profile '{BASE}' has no vector unit for the work beside the GEMMs",
+        ),
         (["hw.systolic_32x32.rows=0"], "rows must be a whole number greater than zero"),
         (
             ["hw=gemmini", "quant=fp32", "hw.gemmini.vector_lanes=null", "~hw.gemmini.sources.vector_lanes"],
@@ -169,6 +176,13 @@ def test_roles_choose_the_passes_that_are_priced(tmp_path):
     each = [cycles(role) for role in ROLES]
     assert min(each) > 0
     assert cycles(*ROLES) == sum(each)
+
+
+def test_a_memory_need_not_be_a_whole_number(tmp_path):
+    axes = "++space={sram_ifmap_kib:[12.8,64],rows:[8]}"
+    content = dse.search_machines(composed(tmp_path, axes, f"hw.{BASE}.sram_filter_kib=12.8", "objectives=[memory]"))
+    ofmap = composed(tmp_path).hw[BASE].sram_ofmap_kib
+    assert [row["memory_kib"] for row in content["best"]] == [12.8 + 12.8 + ofmap, 64 + 12.8 + ofmap]
 
 
 def test_widths_are_those_of_the_scheme(tmp_path):

@@ -65,16 +65,18 @@ def test_an_int8_net_of_every_kind_of_layer():
         # Fused: of ReLU and pooling only the places of the maxima are written, and read again with their gradients.
         ("0", "output", "elementwise"): (Y0, 0, 0),
         ("0", "output", "pool"): (Y0, 0, POOLED),
-        ("0", "grad_input", "pool"): (Y0, POOLED + 4 * POOLED, 0),
+        # Codes of the maxima are spread over their windows.
+        ("0", "grad_input", "pool"): (Y0, POOLED + POOLED, Y0),
         # Of the first layer's gradient only the maxima are quantised; no grad_input, so no second quantised weight.
         ("0", "grad_weight", "quantize"): quantized(POOLED),
         ("0", "grad_weight", "rescale"): (W0, 0, 0),
-        ("0", "grad_weight", "elementwise"): (Y0, 4 * Y0, 0),
+        ("0", "grad_weight", "elementwise"): (POOLED, 4 * POOLED, 0),
         ("3", "output", "quantize"): quantized(POOLED + W3),
         ("3", "output", "rescale"): (2 * Y3, 0, 0),
         # Bits of eight channels, a byte a position.
         ("3", "output", "elementwise"): (Y3, 0, 2),
-        ("3", "grad_input", "elementwise"): (Y3, 2 + 4 * Y3, 0),
+        # The gradient itself is read as it is quantised.
+        ("3", "grad_input", "elementwise"): (Y3, 2, 0),
         ("3", "grad_input", "quantize"): quantized(Y3 + W3),
         ("3", "grad_input", "rescale"): (POOLED, 0, 0),
         ("3", "grad_input", "col2im"): (2 * 72, 4 * 2 * 72, 4 * POOLED),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.errors import UserError
-from octo_exp.hw.cycles import CONVENTIONS, gemm_cycles
+from octo_exp.hw.cycles import CONVENTIONS, DATAFLOWS, gemm_cycles
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import GemmPrices, check_arithmetic, price_gemms, price_vector
@@ -61,7 +61,7 @@ class Objectives:
     Args:
         names: out of OBJECTIVES, in the order of the columns of `costs`.
         workload: what is priced; leave out GEMMs and vector work of roles that do not count.
-        convention: exact | scalesim, which has neither stalls nor vector work, hence no total_cycles.
+        convention: exact | scalesim, which has neither total_cycles nor energy.
         energy: needed for the objective energy.
 
     Raises:
@@ -82,6 +82,12 @@ class Objectives:
 
     def check(self, profile: HardwareProfile) -> None:
         """Raise `UserError` where the machine, hence any with the same fields given, cannot do the workload."""
+        needed = {"total_cycles", "energy"} & {objective.name for objective in self.chosen}
+        if needed and self.workload.vector and profile.vector_lanes is None:
+            raise UserError(
+                f"objective {min(needed)!r}: hardware profile {profile.name!r} has no vector unit for the work beside "
+                "the GEMMs; give it vector_lanes, or choose cycles"
+            )
         check_arithmetic(self.workload, profile, convention=self.convention, energy=self.energy)
 
     def __call__(self, machines: Machines) -> dict[str, FloatArray]:
@@ -112,10 +118,11 @@ class Objectives:
         }
 
     def _cycles(self, machines: Machines) -> NDArray[Any]:
-        """Compute cycles [P] without pricing traffic, where the array does all GEMMs."""
+        """Compute cycles [P], without pricing traffic where the array does all GEMMs by a dataflow that is given."""
         gemms = self._gemms
         rate = machines.rate(gemms.width)
-        if self.convention == "exact" and np.isnan(rate).any():
+        free = (machines.dataflow == len(DATAFLOWS)).any()
+        if self.convention == "exact" and (free or np.isnan(rate).any()):
             return _sum(price_gemms(gemms, machines, convention=self.convention).cycles)
         each = gemm_cycles(
             gemms.m,
@@ -139,13 +146,12 @@ class Objectives:
         return found
 
     def _add_vector_work(self, found: dict[str, NDArray[Any]], prices: GemmPrices, machines: Machines) -> None:
-        """Add what is done beside the GEMMs, on machines that have a unit for it."""
+        """Add what is done beside the GEMMs."""
         vector = price_vector(self.workload, machines, energy=self.energy)
         waits = _sum(prices.stall_cycles) + _sum(vector.stall_cycles)
         found["total_cycles"] = found["cycles"] + _sum(vector.cycles) + waits
         if vector.energy_pj is not None:
-            counts = ~np.isnan(machines.vector_lanes)
-            found["energy"] = found["energy"] + _sum(np.where(counts, vector.energy_pj, 0)) * _UJ
+            found["energy"] = found["energy"] + _sum(vector.energy_pj) * _UJ
 
 
 def check_objectives(names: Sequence[str], *, convention: str, has_energy: bool) -> None:
@@ -160,11 +166,12 @@ def check_objectives(names: Sequence[str], *, convention: str, has_energy: bool)
             raise UserError(f"unknown objective {name!r}: choose among {known}")
     if len(set(names)) < len(names):
         raise UserError(f"objectives names one twice: {', '.join(names)}")
-    if "total_cycles" in names and convention == "scalesim":
-        raise UserError(
-            "objective 'total_cycles': the convention scalesim knows neither stalls nor vector work; "
-            "choose cycles, or convention=exact"
-        )
+    for name in ("total_cycles", "energy"):
+        if name in names and convention == "scalesim":
+            raise UserError(
+                f"objective {name!r}: the convention scalesim knows neither widths, stalls nor vector work; "
+                "choose cycles, or convention=exact"
+            )
     if "energy" in names and not has_energy:
         raise UserError("objective 'energy' needs an energy table: choose one, e.g. energy=horowitz_45nm")
 
