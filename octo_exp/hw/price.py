@@ -54,8 +54,9 @@ def price_gemms(
 ) -> GemmPrices:
     """Price every GEMM on every machine; `check_arithmetic` says beforehand whether a machine can do them at all.
 
-    A dataflow per_gemm is that of fewest cycles with stalls, the first of equals. In the convention "scalesim" every
-    operand is a byte and every PE does a MAC a cycle, whatever the widths say, and there is no energy.
+    A dataflow per_gemm is that of fewest cycles with stalls, of equals that of fewest without, the first of those. In
+    the convention "scalesim" every operand is a byte and every PE does a MAC a cycle, whatever the widths say, and
+    there is no energy.
     """
     if convention == "scalesim":
         one = np.ones_like(gemms.m)
@@ -116,8 +117,9 @@ def _priced(gemms: GemmArrays, machines: Machines, convention: str, energy: Ener
 
 
 def _faster(new: GemmPrices, old: GemmPrices) -> GemmPrices:
-    """For each GEMM and machine the price of fewer cycles with stalls, `old` where equal."""
-    better = new.cycles + new.stall_cycles < old.cycles + old.stall_cycles
+    """For each GEMM and machine the price of fewer cycles with stalls, of equals that of fewer without; else `old`."""
+    total, least = new.cycles + new.stall_cycles, old.cycles + old.stall_cycles
+    better = (total < least) | ((total == least) & (new.cycles < old.cycles))
 
     def chosen(one: Any, other: Any) -> Any:
         if one is None:

@@ -6,10 +6,12 @@ consecutive folds share, or take the streamed extent T in pieces that fit; of th
 bytes is taken. With A, B, O the bytes of operand a, operand b and the result, ha, hb, ho the halves, Fr and Fc the
 folds along rows and columns, r and c the shares of a whole fold, min(R, Sr) / Sr and min(C, Sc) / Sc:
 
-    os, rows outer   A (or Fc A unless r A <= ha, or K in pieces: r O <= ho);  B (or Fr B unless B <= hb);  O
-    os, cols outer   A (or Fc A unless A <= ha);  B (or Fr B unless c B <= hb, or K in pieces: c O <= ho);  O
-    os, K outer      A;  B;  O, and partial sums P - 1 times unless O <= ho;  P pieces with B <= P hb and r A <= P ha,
-                     or with A <= P ha and c B <= P hb
+    os, rows outer   A (or Fc A unless r A <= ha);  B (or Fr B unless B <= hb);  O
+    os, cols outer   A (or Fc A unless A <= ha);  B (or Fr B unless c B <= hb);  O
+    os, K in pieces  A;  B (or Fr B unless B <= hb);  O, and partial sums P - 1 times unless r O <= ho;  r A <= P ha
+    os, K in pieces  A (or Fc A unless A <= ha);  B;  O, and partial sums P - 1 times unless c O <= ho;  c B <= P hb
+    os, K outer      A;  B;  O, and partial sums P - 1 times unless O <= ho;  B <= P hb and r A <= P ha,
+                     or A <= P ha and c B <= P hb
     ws, cols outer   A (or Fc A unless A <= ha);  B;  O, and partial sums Fr - 1 times unless c O <= ho
     ws, rows outer   A (or Fc A unless r A <= ha);  B;  O, and partial sums Fr - 1 times unless O <= ho
     ws, M outer      A (or Fc A unless A <= P ha);  B (or P B unless B <= hb);  O;  P pieces with c O <= P ho, and with
@@ -180,18 +182,26 @@ def _operands(gemms: GemmArrays, machines: Machines) -> tuple[_Operand, _Operand
 
 def _output_stationary(a: _Operand, b: _Operand, out: _Operand, at: _Layout) -> _Moves:
     """The best loop order of os."""
-    row_slice = a.pieces(at.row_share) <= at.temporal
-    col_slice = b.pieces(at.col_share) <= at.temporal
-    keeps_a = a.fits(at.row_share) | (out.fits(at.row_share) & row_slice)
-    keeps_b = b.fits(at.col_share) | (out.fits(at.col_share) & col_slice)
-    rows_outer = _Moves(np.where(keeps_a, 1, at.col_folds), np.where(b.fits(), 1, at.row_folds), 0)
-    cols_outer = _Moves(np.where(a.fits(), 1, at.col_folds), np.where(keeps_b, 1, at.row_folds), 0)
-    # The inner loop's operand is kept whole, piece by piece, the outer one's strip by strip.
-    along = np.maximum(b.pieces(), a.pieces(at.row_share)), np.maximum(a.pieces(), b.pieces(at.col_share))
-    pieces = np.maximum(np.minimum(*along), 1)
-    spills = np.where(out.fits(), 0, pieces - 1)
-    k_outer = _Moves(1, 1, np.where(pieces <= at.temporal, spills, np.inf))
-    return _fewest((rows_outer, cols_outer, k_outer), a, b, out)
+    a_strips, b_strips = np.maximum(a.pieces(at.row_share), 1), np.maximum(b.pieces(at.col_share), 1)
+    again_a, again_b = np.where(a.fits(), 1, at.col_folds), np.where(b.fits(), 1, at.row_folds)
+    orders = (
+        _Moves(np.where(a.fits(at.row_share), 1, at.col_folds), again_b, 0),
+        _Moves(again_a, np.where(b.fits(at.col_share), 1, at.row_folds), 0),
+        _Moves(1, again_b, _leaving(out, a_strips, at.row_share, at)),
+        _Moves(again_a, 1, _leaving(out, b_strips, at.col_share, at)),
+        # The inner loop's operand is kept whole, piece by piece, the outer one's strip by strip.
+        _Moves(
+            1,
+            1,
+            _leaving(out, np.minimum(np.maximum(b.pieces(), a_strips), np.maximum(a.pieces(), b_strips)), _ALL, at),
+        ),
+    )
+    return _fewest(orders, a, b, out)
+
+
+def _leaving(out: _Operand, pieces: Any, share: _Share, at: _Layout) -> Any:
+    """How often partial sums leave between so many pieces of T, of a line at least."""
+    return np.where(pieces <= at.temporal, np.where(out.fits(share), 0, pieces - 1), np.inf)
 
 
 def _held(a: _Operand, b: _Operand, out: _Operand, at: _Layout) -> _Moves:
