@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,30 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
             net, scheme, impl=impl, input_shape=datamodule.input_shape, batch_size=cfg.data.batch_size
         )
     converted = quantize_net(net, scheme, verdict, impl=impl, clock=clock, input_shape=datamodule.input_shape)
+    # A DictConfig has a method of that name.
+    rule = instantiate(cfg["update"], _convert_="all") if cfg.get("update") else None
+    if rule is not None:
+        _check_updatable(net, choice("model", cfg))
+        rule.apply(net)
     if cfg.init_from is not None:
         path = checkpoint_path("init_from", cfg.init_from)
         start_from(net, net_state(path, "init_from"), where=str(path))
     module = LitClassifier(
         net=net,
         num_classes=datamodule.classes,
-        optimizer=instantiate(cfg.optim.optimizer),
+        optimizer=instantiate(cfg.optim.optimizer) if rule is None else partial(rule.build_optimizer, net),
         scheduler=instantiate(cfg.optim.scheduler),
-        parameter_groups=parameter_groups,
+        parameter_groups=parameter_groups if rule is None else rule.parameter_groups,
         penalty=compensation_penalty,
     )
     return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict)
+
+
+def _check_updatable(net: nn.Module, model: str) -> None:
+    if not hasattr(net, "convs"):
+        raise UserError(
+            f"update= chooses what of a microcontroller graph trains, and model={model} is none; leave update= out"
+        )
 
 
 def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:

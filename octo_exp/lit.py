@@ -15,13 +15,18 @@ ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
 Penalty = Callable[[nn.Module], Tensor | None]
 
 
-def warmup_cosine(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float) -> LRScheduler:
-    """Linear warm-up over a fraction of the steps, then cosine decay to 0; a factor on each group's own rate."""
+def warmup_cosine(
+    optimizer: Optimizer, *, total_steps: int, warmup_fraction: float, from_zero: bool = False
+) -> LRScheduler:
+    """Linear warm-up over a fraction of the steps, then cosine decay to 0; a factor on each group's own rate.
+
+    The first of w warm-up steps has the factor 1/w and the last 1; with `from_zero` they have 0 and (w - 1)/w.
+    """
     warmup = max(1, round(total_steps * warmup_fraction))
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return (step + (not from_zero)) / warmup
         progress = (step - warmup) / max(1, total_steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 

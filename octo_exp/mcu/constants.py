@@ -1,0 +1,57 @@
+"""What a quantised convolution needs beside its tensors, and the bits that its gradient needs beside them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octo_exp.kernels.epilogue import pack_bits, unpack_bits
+from octo_exp.kernels.geometry import ConvGeometry
+
+Q_MIN, Q_MAX = -128, 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ConvConstants:
+    """Geometry, channels of the input, zero points of input and output, scale [O] float32 = fp32(s_x * s_w / s_y)."""
+
+    geometry: ConvGeometry
+    in_channels: int
+    scale: Tensor
+    x_zero: int
+    y_zero: int
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel is convolved alone, with one filter."""
+        return self.geometry.groups == self.in_channels == self.scale.shape[0] > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Gradients:
+    """Of x, of the kept share of w, and of b: None for what was not asked for."""
+
+    x: Tensor | None
+    w: Tensor | None
+    b: Tensor | None
+
+
+def pack(inside: Tensor) -> Tensor:
+    """Bool of any shape -> uint8 [ceil(numel / 8)], lowest bit first."""
+    if inside.device.type == "cpu":
+        return torch.from_numpy(np.packbits(inside.numpy().reshape(-1), bitorder="little"))
+    return pack_bits(inside.flatten())
+
+
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The bits of `pack` -> bool of the shape that was packed."""
+    if bits.device.type == "cpu":
+        flat = np.unpackbits(bits.numpy(), count=shape.numel(), bitorder="little")
+        return torch.from_numpy(flat).view(torch.bool).reshape(shape)
+    return unpack_bits(bits, shape.numel()).reshape(shape)
+
+
+def select_channels(t: Tensor, kept: Tensor) -> Tensor:
+    """t [N, C, H, W], kept [K] indices -> [N, K, H, W], channels-last in memory."""
+    return t.permute(0, 2, 3, 1).index_select(3, kept).permute(0, 3, 1, 2)

@@ -1,0 +1,53 @@
+"""Write a model file that this project and the original release read: torch.save's zip of plain dicts and arrays."""
+
+import contextlib
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+
+from octo_exp.errors import UserError
+from octo_exp.mcu.layout import to_dict
+from octo_exp.mcu.spec import ModelSpec
+
+
+def _pickled(spec: ModelSpec) -> bytes:
+    data = pickle.dumps(to_dict(spec), protocol=2)
+    # numpy 2 moved the function that arrays name; the first array names it, ahead of any array's bytes.
+    return data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
+
+
+def model_bytes(spec: ModelSpec) -> bytes:
+    """Return the file's bytes: two stored entries without dates, so equal specs give equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in (("data.pkl", _pickled(spec)), ("version", b"3\n")):
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+    return buffer.getvalue()
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write beside `path` and rename: a reader sees the old file or the whole new one. UserError where it cannot be."""
+    path = Path(path).expanduser()
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give a folder that exists") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # mkstemp's files are the owner's alone; a result is not a secret.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_model(spec: ModelSpec, path: str | Path) -> None:
+    """Write the spec's file, whole or not at all; `read_model` of it gives an identical spec."""
+    write_atomically(path, model_bytes(spec))

@@ -1,0 +1,18 @@
+"""What of an int8 network is trained and how: sparse update, QAS, the optimizers, the memory account."""
+
+from octo_exp.update.memory import LayerMemory, UpdateMemory, update_memory
+from octo_exp.update.optim import MODES, UpdateSGD
+from octo_exp.update.rule import OPTIMIZERS, UpdateRule
+from octo_exp.update.scheme import LayerRule, SparseUpdate
+
+__all__ = [
+    "MODES",
+    "OPTIMIZERS",
+    "LayerMemory",
+    "LayerRule",
+    "SparseUpdate",
+    "UpdateMemory",
+    "UpdateRule",
+    "UpdateSGD",
+    "update_memory",
+]

@@ -1,0 +1,68 @@
+"""SGD on int8 networks: gradients scaled (QAS) before the step, weights and biases made integers after it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from octo_exp.update.layer import UpdatableConv
+from octo_exp.update.qas import scale_gradients
+
+# released: float masters, never clamped; the forward pass rounds weights. strict_int8: integers after every step.
+MODES = ("released", "strict_int8")
+WEIGHT_LIMIT = 127
+INT32_MIN = -(2**31)
+# The largest float32 that fits.
+INT32_MAX = 2**31 - 128
+
+
+class UpdateSGD(SGD):
+    """SGD whose step scales the gradients of `convs` first (`qas`) and rounds them to integers last (`strict_int8`).
+
+    Both belong to the step and not to a hook before it: Lightning computes the gradients inside `step`, by its closure.
+    With accumulated gradients they happen once, on the sum. Parameters outside `convs` (a float head) take plain SGD.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        convs: Sequence[UpdatableConv],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        qas: bool,
+        strict_int8: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self._convs, self._qas, self._strict_int8 = convs, qas, strict_int8
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Run the closure, if any, then the step; return the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._qas:
+            for conv in self._convs:
+                scale_gradients(conv)
+        super().step()
+        if self._strict_int8:
+            for conv in self._convs:
+                make_integer(conv)
+        return loss
+
+
+@torch.no_grad()
+def make_integer(conv: UpdatableConv) -> None:
+    """Round what is trained of a convolution, half to even: weights into [-127, 127], biases into int32."""
+    _round_into(conv.weight, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    _round_into(conv.bias, INT32_MIN, INT32_MAX)
+
+
+def _round_into(parameter: Tensor, low: int, high: int) -> None:
+    if parameter.requires_grad:
+        parameter.round_().clamp_(low, high)

@@ -1,0 +1,85 @@
+"""An update rule, what `update=` names: which parameters train, by which optimizer, and how masters are kept."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from octo_exp.errors import UserError
+from octo_exp.update.layer import LayerShape, UpdatableNet, backbone
+from octo_exp.update.memory import UpdateMemory, update_memory
+from octo_exp.update.optim import MODES, UpdateSGD
+from octo_exp.update.scheme import SparseUpdate
+
+# name -> (QAS, momentum)
+OPTIMIZERS = {
+    "sgd": (False, 0.9),
+    "sgd_nomom": (False, 0.0),
+    "sgd_scale": (True, 0.9),
+    "sgd_scale_nomom": (True, 0.0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRule:
+    """What trains (`sparse`) and how.
+
+    optimizer: sgd, sgd_nomom (no momentum), sgd_scale (QAS), sgd_scale_nomom.
+    mode: released (float masters) or strict_int8 (integers after every step).
+    lr: per step; grows with the images a step sees, batch size times trainer.accumulate_grad_batches.
+    weight_decay: of weights, never of biases.
+    """
+
+    sparse: SparseUpdate
+    optimizer: str
+    mode: str
+    lr: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and negative rates."""
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"update.optimizer={self.optimizer}; choose one of {', '.join(OPTIMIZERS)}")
+        if self.mode not in MODES:
+            raise UserError(f"update.mode={self.mode}; choose one of {', '.join(MODES)}")
+        for name in ("lr", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"update.{name}={getattr(self, name)} must be 0 or more")
+
+    def apply(self, net: UpdatableNet) -> None:
+        """Set what trains; before a checkpoint is loaded."""
+        self.sparse.apply(net)
+
+    def memory(self, net: UpdatableNet) -> UpdateMemory:
+        """Return the account of a network under this rule."""
+        shapes = [LayerShape.of(conv) for conv in backbone(net)]
+        return update_memory(shapes, self.sparse.rules(shapes), head_in_channels=shapes[-1].out_channels)
+
+    def parameter_groups(self, net: UpdatableNet) -> list[dict[str, Any]]:
+        """Return the trained parameters: weights, and biases without weight decay.
+
+        Raises:
+            UserError: weight decay where single channels are frozen, which it would move.
+
+        """
+        if self.weight_decay and any(conv.update.kept is not None for conv in net.convs):
+            raise UserError(
+                f"update.weight_decay={self.weight_decay} would move the channels that update.sparse.ratio freezes; "
+                "set update.weight_decay=0 or update.sparse.ratio=null"
+            )
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        weights = [parameter for parameter in trained if parameter.dim() > 1]
+        biases = [parameter for parameter in trained if parameter.dim() == 1]
+        return [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+
+    def build_optimizer(self, net: UpdatableNet, groups: Iterable[dict[str, Any]]) -> UpdateSGD:
+        """Return the optimizer of `parameter_groups(net)`."""
+        qas, momentum = OPTIMIZERS[self.optimizer]
+        return UpdateSGD(
+            groups,
+            convs=list(net.convs),
+            lr=self.lr,
+            momentum=momentum,
+            weight_decay=self.weight_decay,
+            qas=qas,
+            strict_int8=self.mode == "strict_int8",
+        )
