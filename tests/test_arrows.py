@@ -46,6 +46,7 @@ EXTRA = {
     "kernels/cpu_loops.py": {"numba", "numpy"},
     "kernels/cpu_conv.py": {"numpy"},
     "kernels/cpu_elementwise.py": {"numba", "numpy"},
+    "mcu/cpu_depthwise.py": {"numba"},
     "mcu/cpu_loops.py": {"numba"},
     "kernels/triton_conv.py": {"triton"},
     "kernels/triton_gemm.py": {"triton"},

@@ -36,6 +36,8 @@ def accumulate(codes: Tensor, w: Tensor, c: ConvConstants) -> Tensor:
     total = torch.zeros((), dtype=torch.int32, device=codes.device)
     for k, digit in enumerate(weight_digits(w)):
         acc = api.int8_conv2d(codes, digit, c.geometry, pad_value=c.x_zero, impl=impl)
-        acc = acc - c.x_zero * digit.sum((1, 2, 3), dtype=torch.int32).reshape(-1, 1, 1)
+        # A code less its zero point is twice as large.
+        acc = acc if w[0].numel() <= api.MAX_K // 2 else acc.long()
+        acc = acc - c.x_zero * digit.sum((1, 2, 3), dtype=acc.dtype).reshape(-1, 1, 1)
         total = total + (acc if k == 0 else acc.long() * 256**k)
     return total

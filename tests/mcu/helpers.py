@@ -115,17 +115,25 @@ class Case:
 
 
 def conv_case(
-    seed: int, *, n: int, channels: tuple[int, int], groups: int, kernel: int, stride: int, size: tuple[int, int]
+    seed: int,
+    *,
+    n: int,
+    channels: tuple[int, int],
+    groups: int,
+    kernel: int | tuple[int, int],
+    stride: int,
+    size: tuple[int, int],
 ) -> Case:
     """Scales and gradients are multiples of powers of two, so every float sum is exact: equality means equality."""
     rng = np.random.default_rng(seed)
-    geometry = ConvGeometry(stride=(stride,) * 2, padding=((kernel - 1) // 2,) * 2, groups=groups)
-    shape = (channels[1], channels[0] // groups, kernel, kernel)
+    kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+    geometry = ConvGeometry(stride=(stride,) * 2, padding=((kh - 1) // 2, (kw - 1) // 2), groups=groups)
+    shape = (channels[1], channels[0] // groups, kh, kw)
 
     def integers(low: int, high: int, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(rng.integers(low, high + 1, shape).astype(np.float32))
 
-    out = geometry.output_size(*size, (kernel, kernel))
+    out = geometry.output_size(*size, (kh, kw))
     scale = torch.from_numpy(2.0 ** rng.integers(-8, -5, channels[1])).float()
     return Case(
         x=integers(-128, 127, (n, channels[0], *size)),
@@ -156,15 +164,17 @@ def brute_force(case: Case) -> Expected:
     """The rules as they are written, tap by tap, sums in int64 and float64."""
     c, geometry = case.constants, case.constants.geometry
     x, w, g = (t.numpy().astype(np.float64) for t in (case.x, case.w, case.g))
-    s, p, k = geometry.stride[0], geometry.padding[0], w.shape[2]
-    padded = np.pad(x - c.x_zero, ((0, 0), (0, 0), (p, p), (p, p)))
+    s, (p, q), (kh, kw) = geometry.stride[0], geometry.padding, w.shape[2:]
+    padded = np.pad(x - c.x_zero, ((0, 0), (0, 0), (p, p), (q, q)))
     (oh, ow), per_in, per_out = g.shape[2:], w.shape[1], w.shape[0] // geometry.groups
     dx, dw, acc = np.zeros_like(padded), np.zeros_like(w), np.zeros(g.shape, np.int64)
 
     def places(o: int) -> list[tuple[int, int, int, tuple[Any, ...]]]:
         first = o // per_out * per_in
         window = [
-            (i, j, slice(i, i + oh * s - s + 1, s), slice(j, j + ow * s - s + 1, s)) for i in range(k) for j in range(k)
+            (i, j, slice(i, i + oh * s - s + 1, s), slice(j, j + ow * s - s + 1, s))
+            for i in range(kh)
+            for j in range(kw)
         ]
         return [
             (m, i, j, (slice(None), first + m, rows, columns)) for m in range(per_in) for i, j, rows, columns in window
@@ -180,5 +190,5 @@ def brute_force(case: Case) -> Expected:
         for m, i, j, at in places(o):
             dx[at] += h[:, o] * w[o, m, i, j]
             dw[o, m, i, j] = (padded[at] * h[:, o]).sum()
-    inside = dx[:, :, p : p + x.shape[2], p : p + x.shape[3]]
+    inside = dx[:, :, p : p + x.shape[2], q : q + x.shape[3]]
     return Expected(y=np.clip(t, -128, 127), x=inside, w=dw, b=h.sum((0, 2, 3)))

@@ -150,6 +150,10 @@ def test_hostile_pickles_are_refused(data, tmp_path):
     refusal(write(tmp_path / "x.pkl", None, data))
 
 
+def test_no_other_codec_is_looked_up(tmp_path):
+    assert "not in latin1" in refusal(write(tmp_path / "x.pkl", None, HOSTILE["a codec that is not latin1"]))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
 def test_a_truncated_file_is_refused(share, tmp_path):
     data = model_bytes(tiny_model())

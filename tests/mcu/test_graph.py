@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from octo_exp.errors import UserError
 from octo_exp.mcu import ops
 from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.heads import random_classifier
 from octo_exp.mcu.update import EVERYTHING, NOTHING, Update
 from tests.mcu.helpers import MODES, tiny_model
 
@@ -189,11 +190,20 @@ def test_kept_channels_are_the_saved_ones_and_get_the_full_gradient(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_without_gradients_nothing_is_kept(mode):
-    net = net_of(mode)
+def test_without_gradients_nothing_is_made_for_them(mode, monkeypatch):
+    net, wanted = net_of(mode), []
+    forward = ops.MODES[mode].forward
+
+    def watched(*operands: Tensor, want_bits: bool) -> tuple[Tensor, Tensor]:
+        wanted.append(want_bits)
+        return forward(*operands, want_bits=want_bits)
+
+    monkeypatch.setattr(ops.MODES[mode], "forward", watched)
     with torch.no_grad():
         assert not net(images()).requires_grad
-        assert not saved_by(net, images())
+    assert wanted == [False] * 9
+    net(images())
+    assert wanted[9:] == [True] * 9
 
 
 def test_the_state_is_all_that_a_graph_needs():
@@ -217,8 +227,15 @@ def test_a_quantised_head_starts_as_an_int8_layer():
     assert (float(head.y_scale), int(head.y_zero)) == (1.0, 0)
     scale = (head.x_scale * head.w_scales.double()).float()
     assert torch.equal(head.effective_scale, scale)
-    real = head.weight * head.w_scales.reshape(-1, 1, 1, 1)
-    assert 0.9 * 10**-0.5 < real.abs().max() <= 10**-0.5
+    torch.manual_seed(0)
+    spec = random_classifier(tiny_model().classifier, 5)
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(10, 5, 1)
+    # Half a code.
+    scales = torch.from_numpy(spec.w_scales)
+    weight, bias = torch.from_numpy(spec.weight).float(), torch.from_numpy(spec.bias).float()
+    assert ((weight * scales.reshape(-1, 1, 1, 1) - layer.weight).abs().flatten(1).amax(1) <= 0.501 * scales).all()
+    assert ((bias * scales * spec.x_scale - layer.bias).abs() <= 0.501 * scales * spec.x_scale).all()
     y = net_of(head="quantized")(images())
     assert torch.equal(y, y.round())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octo_exp.errors import UserError
 from octo_exp.kernels.geometry import ConvGeometry
-from octo_exp.mcu import cpu, float_order, integer, ops
+from octo_exp.mcu import cpu, cpu_layout, float_order, integer, ops
 from octo_exp.mcu.constants import ConvConstants, pack, unpack
 from octo_exp.mcu.update import EVERYTHING, Update
 from tests.mcu.helpers import GOLDEN, MODES, Case, brute_force, conv_case
@@ -30,13 +30,14 @@ def run(case: Case, mode: str, update: Update = EVERYTHING, g: Tensor | None = N
 def cases(draw: st.DrawFn) -> Case:
     kind, kernel, stride = (
         draw(st.sampled_from(["plain", "grouped", "depthwise"])),
-        draw(st.sampled_from([1, 3, 5, 7])),
+        draw(st.sampled_from([1, 2, 3, 5, 7, (3, 5), (7, 1)])),
         draw(st.integers(1, 3)),
     )
     groups = {"plain": 1, "grouped": 2, "depthwise": draw(st.sampled_from([2, 7, 8, 16, 17]))}[kind]
     ins = groups * (1 if kind == "depthwise" else draw(st.integers(1, 9)))
     outs = groups * (1 if kind == "depthwise" else draw(st.integers(1, 9)))
-    size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+    smallest = 2 if kernel == 2 else 1
+    size = (draw(st.integers(smallest, 9)), draw(st.integers(smallest, 9)))
     shape = {"channels": (ins, outs), "groups": groups, "kernel": kernel, "stride": stride, "size": size}
     return conv_case(draw(st.integers(0, 2**16)), n=draw(st.integers(1, 3)), **shape)
 
@@ -63,7 +64,7 @@ SIZES = [
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda s: f"{s['channels']}k{s['kernel']}")
 def test_both_arithmetics_give_the_same_bits_and_gradients_within_rounding(sizes, monkeypatch):
-    monkeypatch.setattr(cpu, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(cpu_layout, "CHUNK_BYTES", 3000)
     case = conv_case(5, n=7, **sizes)
     # Any scale and gradient: sums are rounded now, so there is a budget for each.
     scale = torch.rand(case.b.shape) * 0.01
@@ -211,6 +212,20 @@ def test_an_addition_and_its_gradients(mode, shape):
         want = passed * s / scales[2]
         # Three roundings.
         assert ((got.double() - want).abs() <= 3 * 2.0**-24 * want.abs()).all()
+
+
+# Scales where halves are common: the last bit of each step decides.
+@pytest.mark.parametrize("scales", [(0.3, 0.1, 0.2), (0.7, 0.3, 0.2), (0.0817, 0.0561, 0.0613), (0.9, 0.7, 0.6)])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_addition_rounds_in_the_released_order(mode, scales):
+    """All pairs of codes, in float32 step by step."""
+    a, b = (v.reshape(1, 1, 256, 256) for v in np.meshgrid(*[np.arange(-128, 128, dtype=np.float32)] * 2))
+    s1, s2, s_y = (np.float32(s) for s in scales)
+    t = np.rint(((a - np.float32(1)) * s1 + (b - np.float32(2)) * s2) / s_y) + np.float32(3)
+    arithmetic = ops.MODES[mode]
+    states = [arithmetic.enter(torch.from_numpy(v)) for v in (a, b)]
+    y, _ = arithmetic.add(*states, scales, (1, 2, 3), want_bits=False)
+    assert torch.equal(arithmetic.leave(y), torch.from_numpy(t.clip(-128, 127)))
 
 
 def test_average_pool_rounds_to_even_and_spreads_its_gradient():

@@ -1,0 +1,86 @@
+"""How the arithmetic `integer` lays its tensors out on a CPU, and into which pieces it cuts them.
+
+Images are channels-last, so that the loops' [N, H, W*C] and the GEMMs' [N*H*W, C] are views of [N, C, H, W].
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octo_exp.kernels.cpu_elementwise import array, channels_last_rows, empty_channels_last
+from octo_exp.mcu import cpu_loops
+from octo_exp.mcu.constants import ConvConstants
+
+# Elements of a depthwise loop, at least: a kernel's taps of them fit the first-level cache or nearly.
+_RUN = 512
+# Bytes of accumulators, or of gradients, that exist at a time.
+CHUNK_BYTES = 2**19
+
+
+def images_of(t: Tensor) -> np.ndarray:
+    """[N, C, H, W] -> [N, H*W*C], a view where t is channels-last."""
+    return array(channels_last_rows(t)).reshape(t.shape[0], -1)
+
+
+def rows_of(t: Tensor) -> np.ndarray:
+    """[N, C, H, W] -> [N, H, W*C], a view where t is channels-last."""
+    return array(channels_last_rows(t)).reshape(t.shape[0], t.shape[2], -1)
+
+
+def empty_codes(n: int, channels: int, size: tuple[int, int]) -> Tensor:
+    """Return uninitialised int8 codes [n, channels, *size], channels-last."""
+    return torch.empty((n, channels, *size), dtype=torch.int8, memory_format=torch.channels_last)
+
+
+def empty_like(t: Tensor) -> Tensor:
+    """Return uninitialised float32 of the shape of t [N, C, H, W], channels-last."""
+    return empty_channels_last(torch.Size((t.shape[0], *t.shape[2:], t.shape[1])))
+
+
+def empty_bits(t: Tensor, wanted: bool) -> Tensor:
+    """Return room for the bits of t [N, ...], [N, bytes]; no bytes where they are not wanted."""
+    n = t.shape[0]
+    return torch.empty((n, (t.numel() // n + 7) // 8 if wanted else 0), dtype=torch.uint8)
+
+
+def is_pointwise(kernel: tuple[int, int], c: ConvConstants) -> bool:
+    """Whether the convolution is one matrix product of the images as they lie."""
+    g = c.geometry
+    return kernel == (1, 1) and g.stride == (1, 1) and g.padding == (0, 0) and g.groups == 1
+
+
+def has_loops(c: ConvConstants) -> bool:
+    """Whether the convolution is one for `cpu_depthwise`."""
+    g = c.geometry
+    return c.is_depthwise and g.stride[0] == g.stride[1] and g.dilation == (1, 1)
+
+
+def tile_size(row: int, channels: int) -> int:
+    """Elements of a row of pixels that a depthwise loop takes at a time: whole pixels."""
+    return min(row, channels * -(-_RUN // channels))
+
+
+def chunks_of(images: int, bytes_per_image: int) -> Iterator[slice]:
+    """Split the images into parts of at most CHUNK_BYTES, or of one image."""
+    step = max(1, CHUNK_BYTES // max(1, bytes_per_image))
+    return (slice(start, min(images, start + step)) for start in range(0, images, step))
+
+
+def centred(codes: Tensor, zero: int) -> Tensor:
+    """codes - zero as float32, channels-last."""
+    out = empty_like(codes)
+    cpu_loops.centred(images_of(codes).reshape(-1), zero, images_of(out).reshape(-1))
+    return out
+
+
+def loop_sizes(codes_shape: torch.Size, kernel: tuple[int, int], c: ConvConstants) -> tuple[Any, ...]:
+    """Return what depthwise loops ask for: kernel, stride, padding, (H, W)."""
+    return kernel, c.geometry.stride[0], c.geometry.padding, (codes_shape[2], codes_shape[3])
+
+
+def parts_of(images: int) -> int:
+    """Return how many threads share the images."""
+    return max(1, min(torch.get_num_threads(), images))
