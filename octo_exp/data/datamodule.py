@@ -1,7 +1,7 @@
 """One LightningDataModule for every image classification set; a set is a yaml in conf/data."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from octo_exp.data.augment import augmentation
+from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, split_names
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.sources import load_split
-from octo_exp.data.spec import KINDS, Spec, Split
-from octo_exp.data.transforms import convert_channels, crop_flip, fit_images, match_channels, normalize
+from octo_exp.data.spec import KINDS, Spec, Split, join_splits
+from octo_exp.data.transforms import center_crop, convert_channels, fit_images, match_channels, normalize
 from octo_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,8 +23,9 @@ log = logging.getLogger(__name__)
 class ImageDataModule(LightningDataModule):
     """An image classification set in memory: uint8 tensors of the model's size, made into float batches on the device.
 
-    A training batch leaves the loader as (images [B, C, S, S] uint8, labels [B] int64, (epoch, step)), an evaluation
-    batch without the key; after the transfer every batch is (images float32, normalized, labels).
+    Images are kept as [N, C, K, K], K the model's side S or, with `eval_crop`, ceil(S / eval_crop). A training batch
+    leaves the loader as (images [B, C, K, K] uint8, labels [B] int64, (epoch, step)), an evaluation batch without the
+    key; after the transfer every batch is (images [B, C, S, S] float32, normalized, labels).
 
     Args:
         name: of the set, for messages and results.
@@ -32,17 +35,20 @@ class ImageDataModule(LightningDataModule):
         hub: id on the Hugging Face hub, or None.
         image_column: column of encoded images, or several, of which the first that exists is read.
         label_column: column of integer labels.
-        shape: native [C, H, W]; H and W None where sizes vary: short side resized to `image_size`, center cropped.
+        train_split: its name at the source, or several joined by "+"; the validation split is taken from it.
+        test_split: as `train_split`; the two share no name.
+        shape: native [C, H, W]; H and W None where sizes vary: brought to the kept size by `fit`.
         channels: 1 or 3, what the model gets: gray is repeated to RGB, RGB becomes luma.
         classes: number of classes; labels are in [0, classes).
         mean: per channel (native or converted), of pixels in [0, 1]; repeated or averaged where channels are converted.
         std: as `mean`, > 0.
-        image_size: side in pixels that images are brought to; a fact of the model.
-        fit: resize | pad (centered on black), from the native size to `image_size`.
+        image_size: side S of the model's images in pixels; a fact of the model.
+        fit: resize (short side, long side cropped) | stretch (both sides) | pad (centered on black).
+        eval_crop: None, or the central share of a side, in (0, 1), that evaluation sees; with fit=resize.
         batch_size: images per batch.
         val_fraction: of the training split, in (0, 1); stratified by class, drawn by `seed`.
         seed: of the validation split, `limit_train`, the order of batches and augmentation; >= 0.
-        augment: {crop_padding: pixels, hflip: bool}, applied in training only; None for neither.
+        augment: the fields of `Augmentation`, applied in training only; None for none.
         limit_train: None, or that many images of the training split, stratified by class, drawn by `seed`; the
             validation split is taken from them.
         limit_test: None, or that many test images, stratified by class, the same for every seed.
@@ -69,6 +75,8 @@ class ImageDataModule(LightningDataModule):
         hub: str | None,
         image_column: str | Sequence[str],
         label_column: str,
+        train_split: str,
+        test_split: str,
         shape: Sequence[int | None],
         channels: int,
         classes: int,
@@ -76,6 +84,7 @@ class ImageDataModule(LightningDataModule):
         std: Sequence[float],
         image_size: int,
         fit: str,
+        eval_crop: float | None,
         batch_size: int,
         val_fraction: float,
         seed: int,
@@ -87,29 +96,33 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.name = name
-        self.channels = _one_of("channels", channels, (1, 3))
-        self.classes = _at_least("classes", classes, 2)
-        self.image_size = _at_least("image_size", image_size, 1)
-        self.fit = _one_of("fit", fit, ("resize", "pad"))
-        self.batch_size = _at_least("batch_size", batch_size, 1)
-        self.val_fraction = _fraction("val_fraction", val_fraction)
-        self.seed = _at_least("seed", seed, 0)
-        self.limit_train = None if limit_train is None else _at_least("limit_train", limit_train, 2)
-        self.limit_test = None if limit_test is None else _at_least("limit_test", limit_test, 1)
-        self.drop_last = _one_of("drop_last", drop_last, (True, False))
-        self.epochs = _at_least("epochs", epochs, 1)
-        self.crop_padding, self.hflip = _augmentation(augment)
+        self.channels = one_of("channels", channels, (1, 3))
+        self.classes = at_least("classes", classes, 2)
+        self.image_size = at_least("image_size", image_size, 1)
+        self.fit = one_of("fit", fit, ("resize", "stretch", "pad"))
+        self.kept_size = kept_size(self.image_size, eval_crop, self.fit)
+        self.train_names, self.test_names = split_names(train_split, test_split)
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.val_fraction = fraction("val_fraction", val_fraction)
+        self.seed = at_least("seed", seed, 0)
+        self.limit_train = None if limit_train is None else at_least("limit_train", limit_train, 2)
+        self.limit_test = None if limit_test is None else at_least("limit_test", limit_test, 1)
+        self.drop_last = one_of("drop_last", drop_last, (True, False))
+        self.epochs = at_least("epochs", epochs, 1)
+        self.augmentation = augmentation(augment)
         self.input_shape = (self.channels, self.image_size, self.image_size)
         self.spec = Spec(
             name=name,
-            kind=_one_of("source", source, KINDS),
+            kind=one_of("source", source, KINDS),
             folder=Path(root).expanduser() / (folder or "") if root else None,
             hub=hub,
             image_columns=(image_column,) if isinstance(image_column, str) else tuple(image_column),
             label_column=label_column,
-            shape=_shape(shape, self.fit),
+            shape=native_shape(shape, self.fit),
             classes=classes,
-            size=image_size,
+            size=self.kept_size,
+            stretch=self.fit == "stretch",
+            class_split=self.train_names[0],
         )
         self.mean = torch.tensor(self._statistics("mean", mean))
         self.std = torch.tensor(self._statistics("std", std))
@@ -137,7 +150,7 @@ class ImageDataModule(LightningDataModule):
             self._setup_test()
 
     def _setup_train(self) -> None:
-        split = self._load("train")
+        split = self._load(self.train_names)
         images, labels = split.images, split.labels
         if self.limit_train is not None and self.limit_train < len(labels):
             chosen = stratified_indices(labels, self.limit_train, keyed_generator(Stream.LIMIT, self.seed))
@@ -156,25 +169,27 @@ class ImageDataModule(LightningDataModule):
         self.train_size = len(labels) - count
 
     def _setup_test(self) -> None:
-        split = self._load("test")
+        split = self._load(self.test_names)
         images, labels = split.images, split.labels
         if self.limit_test is not None and self.limit_test < len(labels):
             chosen = stratified_indices(labels, self.limit_test, keyed_generator(Stream.LIMIT))
             images, labels = images[chosen], labels[chosen]
         self._splits["test"] = self._fit(images, labels)
 
-    def _load(self, name: str) -> Split:
-        split = load_split(self.spec, name)
-        if self.class_names and split.class_names != self.class_names:
-            raise UserError(
-                f"data set {self.name}: the {name} split's class names differ from the other split's: they do not "
-                f"belong together, download both again"
-            )
-        self.class_names = split.class_names
-        return split
+    def _load(self, names: Sequence[str]) -> Split:
+        parts = []
+        for name in names:
+            parts.append(load_split(self.spec, name))
+            if self.class_names and parts[-1].class_names != self.class_names:
+                raise UserError(
+                    f"data set {self.name}: the {name} split's class names differ from the other split's: they do not "
+                    f"belong together, download both again"
+                )
+            self.class_names = parts[-1].class_names
+        return join_splits(parts)
 
     def _fit(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return convert_channels(fit_images(images, size=self.image_size, fit=self.fit), self.channels), labels
+        return convert_channels(fit_images(images, size=self.kept_size, fit=self.fit), self.channels), labels
 
     def train_dataloader(self) -> BatchLoader:
         """Batches in an order keyed by (seed, epoch); in file order under the trainer's overfit_batches."""
@@ -204,48 +219,33 @@ class ImageDataModule(LightningDataModule):
 
         """
         images, labels, *key = batch
-        augmented = self.crop_padding > 0 or self.hflip
-        if augmented and key and self.trainer is not None and self.trainer.training:
-            epoch, step = key[0]
-            generator = keyed_generator(Stream.AUGMENT, self.seed, epoch, step)
-            images = crop_flip(images, crop_padding=self.crop_padding, hflip=self.hflip, generator=generator)
-        return normalize(images, mean=self.mean, std=self.std), labels
+        if key and self.trainer is not None and self.trainer.training:
+            generator = keyed_generator(Stream.AUGMENT, self.seed, *key[0])
+            images = self.augmentation(images, size=self.image_size, generator=generator)
+        return self._normalized(images), labels
 
+    def calibration_batches(self, images: int) -> Iterator[Tensor]:
+        """Training images as evaluation would see them, for post-training quantisation; after `setup`.
 
-def _at_least(key: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"data.{key}={value}: it must be a whole number of at least {least}")
-    return value
+        Args:
+            images: how many, stratified by class, drawn by `seed`.
 
+        Returns:
+            batches [B, C, S, S] float32 of `batch_size`, the last one smaller.
 
-def _one_of(key: str, value: Any, allowed: Sequence[Any]) -> Any:
-    if value not in allowed:
-        raise UserError(f"data.{key}={value}: it must be one of {', '.join(map(str, allowed))}")
-    return value
+        Raises:
+            UserError: more images than there are, or none.
 
+        """
+        pixels, labels = self._splits["train"]
+        if not 1 <= images <= len(labels):
+            raise UserError(
+                f"data set {self.name}: {images} images to calibrate with: there are {len(labels)} to train on; "
+                f"ask for 1 to {len(labels)}"
+            )
+        chosen = stratified_indices(labels, images, keyed_generator(Stream.CALIBRATION, self.seed))
+        starts = range(0, images, self.batch_size)
+        return (self._normalized(pixels[chosen[start : start + self.batch_size]]) for start in starts)
 
-def _fraction(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UserError(f"data.{key}={value}: it must lie between 0 and 1, both excluded")
-    return float(value)
-
-
-def _shape(shape: Sequence[int | None], fit: str) -> tuple[int, int | None, int | None]:
-    sides = list(shape)
-    if len(sides) == 3 and sides[0] in (1, 3):
-        channels, height, width = int(sides[0]), sides[1], sides[2]
-        if height is None and width is None and fit == "resize":
-            return channels, None, None
-        if height is not None and width is not None:
-            return channels, _at_least("shape", height, 1), _at_least("shape", width, 1)
-    raise UserError(
-        f"data.shape={sides}: it must be [C, H, W] with C 1 or 3; H and W null where sizes vary, with data.fit=resize"
-    )
-
-
-def _augmentation(augment: Mapping[str, Any] | None) -> tuple[int, bool]:
-    if augment is None:
-        return 0, False
-    if set(augment) != {"crop_padding", "hflip"} or not isinstance(augment["hflip"], bool):
-        raise UserError(f"data.augment={dict(augment)}: it must be null or {{crop_padding: pixels, hflip: true|false}}")
-    return _at_least("augment.crop_padding", augment["crop_padding"], 0), augment["hflip"]
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(center_crop(images, self.image_size), mean=self.mean, std=self.std)

@@ -54,7 +54,10 @@ def load_hub_split(hub: str, split: str, *, problem: str, remedy: str) -> HubSpl
     except Exception as error:
         raise UserError(f"{problem}, and the hub does not give {hub} ({first_line(error)}); {remedy}") from error
     if split not in splits:
-        raise UserError(f"hub data set {hub} has no split {split}, only {', '.join(splits)}: set data.hub= to another")
+        raise UserError(
+            f"hub data set {hub} has no split {split}, only {', '.join(splits)}: "
+            f"set data.train_split=, data.test_split= to what it has, or data.hub= to another"
+        )
     return HubSplit(content=splits[split])
 
 

@@ -65,6 +65,7 @@ def read_parquet_split(spec: Spec, files: Sequence[Path], split: str) -> Split:
                     encoded,
                     shape=spec.shape,
                     size=spec.size,
+                    stretch=spec.stretch,
                     where=partial(row_name, path),
                     title=f"decoding {spec.name}/{path.name}",
                 )
@@ -148,6 +149,7 @@ def read_folder_split(spec: Spec, files: Sequence[Path], training_files: Sequenc
         [path.read_bytes() for path in files],
         shape=spec.shape,
         size=spec.size,
+        stretch=spec.stretch,
         where=lambda i: str(files[i]),
         title=f"decoding {spec.name}/{split}",
     )

@@ -7,7 +7,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-# Images [B, C, S, S] uint8, labels [B] int64 and, in training only, the key (epoch, step) that augmentation draws from.
+# Images [B, C, K, K] uint8, labels [B] int64 and, in training only, the key (epoch, step) that augmentation draws from.
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, tuple[int, int]]
 
 
@@ -19,6 +19,7 @@ class Stream(IntEnum):
     VALIDATION_SPLIT = 2
     LIMIT = 3
     DIGITS_TEST_SPLIT = 4
+    CALIBRATION = 5
 
 
 def keyed_generator(stream: Stream, *key: int) -> torch.Generator:
@@ -89,7 +90,7 @@ class BatchLoader:
     rebuilt without its batches by `overfit_batches`, and is told to use workers that in-memory data does not need.
 
     Args:
-        images: [N, C, S, S] uint8.
+        images: [N, C, K, K] uint8.
         labels: [N] int64.
         order: the batches; with `shuffle` on it is also `loader.sampler`, where Lightning looks for `set_epoch`.
         keyed: append the key (epoch, step) to every batch.

@@ -22,7 +22,7 @@ _DIGITS_TEST_IMAGES = 359
 
 
 def load_split(spec: Spec, split: str) -> Split:
-    """Read one split ("train" or "test"), from the cache where nothing has changed.
+    """Read one split by its name at the source, from the cache where nothing has changed.
 
     Raises:
         UserError: no such folder, split or column, an unreadable file or image, a label or class count or image shape
@@ -66,7 +66,7 @@ def _from_disk(spec: Spec, kind: str, folder: Path, split: str) -> Split:
         files = depends_on = parquet_files(spec, folder, split)
     else:
         # The test split's labels depend on the training split's folders too.
-        files, training_files = class_files(spec, folder, split), class_files(spec, folder, "train")
+        files, training_files = class_files(spec, folder, split), class_files(spec, folder, spec.class_split)
         depends_on = files + training_files
 
     def build() -> Split:
@@ -96,6 +96,7 @@ def _from_hub(spec: Spec, split: str) -> Split:
         encoded,
         shape=spec.shape,
         size=spec.size,
+        stretch=spec.stretch,
         where=partial(row_name, where),
         title=f"decoding {spec.name}/{split}",
     )

@@ -26,6 +26,17 @@ class Split:
     class_names: tuple[str, ...]
 
 
+def join_splits(parts: Sequence[Split]) -> Split:
+    """Several splits of one set, in order; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return Split(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        class_names=parts[0].class_names,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """What a split is read from and must agree with.
@@ -40,6 +51,8 @@ class Spec:
         shape: native (C, H, W); H and W None where sizes vary.
         classes: number of classes.
         size: the side that images of varying size are brought to, in pixels.
+        stretch: bring both sides there, rather than the short one with the long one cropped.
+        class_split: the split whose folders name the classes, where folders do.
 
     """
 
@@ -52,10 +65,12 @@ class Spec:
     shape: Shape
     classes: int
     size: int
+    stretch: bool
+    class_split: str
 
     def decode_key(self) -> str:
         """What the decoded tensors depend on besides the files."""
-        varying = self.size if None in self.shape else None
+        varying = (f"stretched {self.size}" if self.stretch else self.size) if None in self.shape else None
         return f"{self.image_columns}|{self.label_column}|{self.shape}|{self.classes}|{varying}"
 
     def looked_for(self) -> str:

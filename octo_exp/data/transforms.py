@@ -1,4 +1,4 @@
-"""Batched transforms of images as tensors: size and channels once in set-up, crop, flip and normalization per batch."""
+"""Batched transforms of images as tensors: size and channels once in set-up, crop and normalization per batch."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ def fit_images(images: Tensor, *, size: int, fit: str) -> Tensor:
     """Bring images to a square of `size` pixels.
 
     `pad` centers them on black (an odd pixel goes to the right and below); `resize` scales the short side to `size`,
-    bilinear with antialiasing, and crops the long side about its center.
+    bilinear with antialiasing, and crops the long side about its center; `stretch` scales both sides.
 
     Args:
         images: [N, C, H, W] uint8.
         size: side in pixels.
-        fit: pad | resize.
+        fit: pad | resize | stretch.
 
     Returns:
         [N, C, size, size] uint8; the same tensor where nothing is to be done.
@@ -38,7 +38,7 @@ def fit_images(images: Tensor, *, size: int, fit: str) -> Tensor:
     if fit == "pad":
         return _pad_images(images, size)
     scale = size / min(height, width)
-    scaled = (max(size, round(height * scale)), max(size, round(width * scale)))
+    scaled = (max(size, round(height * scale)), max(size, round(width * scale))) if fit == "resize" else (size, size)
     top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
     fitted = images.new_empty((len(images), images.shape[1], size, size))
     for start in range(0, len(images), _CHUNK):
@@ -69,12 +69,17 @@ def convert_channels(images: Tensor, channels: int) -> Tensor:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1).contiguous()
-    weights = torch.tensor(_LUMA, dtype=torch.int32).view(1, 3, 1, 1)
     gray = images.new_empty((len(images), 1, *images.shape[-2:]))
     for start in range(0, len(images), _CHUNK):
-        total = (images[start : start + _CHUNK].int() * weights).sum(dim=1, keepdim=True, dtype=torch.int32)
-        gray[start : start + _CHUNK] = ((total + (1 << 15)) >> 16).to(torch.uint8)
+        red, green, blue = (images[start : start + _CHUNK, i : i + 1].int().mul_(_LUMA[i]) for i in range(3))
+        gray[start : start + _CHUNK] = red.add_(green).add_(blue).add_(1 << 15).bitwise_right_shift_(16)
     return gray
+
+
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """[B, C, H, W] -> [B, C, size, size], a view; an odd pixel is split as torchvision does, half to even."""
+    top, left = (round((side - size) / 2) for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
 
 
 def match_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -91,31 +96,3 @@ def normalize(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
     shape = (1, -1, 1, 1)
     scaled = images.float().div_(255)
     return scaled.sub_(mean.to(images.device).view(shape)).div_(std.to(images.device).view(shape))
-
-
-def crop_flip(images: Tensor, *, crop_padding: int, hflip: bool, generator: torch.Generator) -> Tensor:
-    """Crop every image at its own random place after black padding, and mirror it left to right with probability 1/2.
-
-    The draws are made on the CPU, whatever the device of the images, so that they repeat on another one.
-
-    Args:
-        images: [B, C, S, S], any dtype and device.
-        crop_padding: pixels of padding on every side; 0 leaves the images where they are.
-        hflip: mirror or not.
-        generator: CPU generator, advanced by the same amount whatever the options.
-
-    Returns:
-        [B, C, S, S] as `images`.
-
-    """
-    batch, _, size, _ = images.shape
-    offsets = torch.randint(0, 2 * crop_padding + 1, (2, batch), generator=generator)
-    flips = torch.randint(0, 2, (batch,), generator=generator).bool() & hflip
-    place = torch.arange(size)
-    rows = offsets[0, :, None] + place
-    cols = offsets[1, :, None] + torch.where(flips[:, None], place.flip(0), place)
-    rows, cols = rows.to(images.device), cols.to(images.device)
-    padded = F.pad(images, (crop_padding,) * 4)
-    which = torch.arange(batch, device=images.device)[:, None, None]
-    # Indices on both sides of a slice put the sliced axis last: [B, S, S, C].
-    return padded[which, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -22,6 +22,8 @@ FACTS: dict[str, Any] = {
     "hub": None,
     "image_column": "image",
     "label_column": "label",
+    "train_split": "train",
+    "test_split": "test",
     "shape": [1, 6, 6],
     "channels": 1,
     "classes": 3,
@@ -29,6 +31,7 @@ FACTS: dict[str, Any] = {
     "std": [0.25],
     "image_size": 6,
     "fit": "resize",
+    "eval_crop": None,
     "batch_size": 4,
     "val_fraction": 0.25,
     "seed": 0,
@@ -132,6 +135,8 @@ def spec(tmp_path: Path) -> Callable[..., Spec]:
             "shape": (1, 6, 6),
             "classes": 3,
             "size": 6,
+            "stretch": False,
+            "class_split": "train",
         }
         return Spec(**(facts | changes))
 

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from octo_exp.data import ImageDataModule
+from octo_exp.data.augment import Augmentation, ResizedCrop, augmentation
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
@@ -57,8 +58,39 @@ def test_config_as_transfer_source(name: str) -> None:
 
 def test_augmentation_is_set_by_one_override() -> None:
     data = instantiate(composed("mnist", "data.augment.hflip=true", "data.augment.crop_padding=2").data)
-    assert (data.crop_padding, data.hflip) == (2, True)
-    assert instantiate(composed("cifar10", "data.augment=null").data).hflip is False
+    assert data.augmentation == Augmentation(crop_padding=2, hflip=True, random_resized_crop=None, jitter=None)
+    assert instantiate(composed("cifar10", "data.augment=null").data).augmentation == augmentation(None)
+    crop = "data.augment.random_resized_crop={scale:[0.08,1],ratio:[0.75,1.25]}"
+    data = instantiate(composed("cifar10", "data.augment.crop_padding=0", crop, "data.augment.jitter=0.4").data)
+    expected = ResizedCrop(scale=(0.08, 1.0), ratio=(0.75, 1.25))
+    assert data.augmentation == Augmentation(crop_padding=0, hflip=True, random_resized_crop=expected, jitter=0.4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_may_say_how_pixels_are_coded(name: str) -> None:
+    cfg = composed(name, f"+data@source={name}")
+    # Also as `--cfg job --resolve` shows it.
+    own = OmegaConf.to_container(cfg, resolve=True)
+    OmegaConf.resolve(cfg)
+    assert cfg == own
+    channels = cfg.data.shape[0]
+    assert own["data"]["channels"] == channels
+    assert own["data"] == own["source"]
+    assert len(own["data"]["mean"]) == len(own["data"]["std"]) == channels
+    # Another number of channels than the set's: gray for photographs, RGB for digits.
+    facts = {
+        "channels": 4 - channels,
+        "mean": [0.5, 0.25, 0.125][: 4 - channels],
+        "std": [2.0, 3.0, 4.0][: 4 - channels],
+    }
+    pixels = f"+model.pixels={str(facts).replace(chr(39), '')}"
+    coded = OmegaConf.to_container(composed(name, f"+data@source={name}", pixels), resolve=True)
+    for node in ("data", "source"):
+        assert coded[node] == own[node] | facts
+    data = instantiate(composed(name, pixels, "data.std=[1]").data if channels == 3 else composed(name, pixels).data)
+    assert data.input_shape == (4 - channels, 32, 32)
+    assert data.mean.tolist() == facts["mean"]
+    assert data.std.tolist() == ([1] if channels == 3 else facts["std"])
 
 
 def test_digits_train_from_their_config() -> None:

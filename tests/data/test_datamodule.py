@@ -7,12 +7,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from octo_exp.data import ImageDataModule
+from octo_exp.data.augment import crop_flip
 from octo_exp.data.sampler import Stream, keyed_generator
-from octo_exp.data.transforms import crop_flip, normalize
+from octo_exp.data.transforms import normalize
 from octo_exp.errors import UserError
 
 Make = Callable[..., ImageDataModule]
-AUGMENT = {"crop_padding": 2, "hflip": True}
+AUGMENT = {"crop_padding": 2, "hflip": True, "random_resized_crop": None, "jitter": None}
+CROP = {"scale": [0.08, 1], "ratio": [0.75, 4 / 3]}
+RECIPE = {"crop_padding": 0, "hflip": True, "random_resized_crop": CROP, "jitter": 0.4}
 
 
 class Net(LightningModule):
@@ -226,9 +229,10 @@ def test_training_batches_are_not_augmented_outside_training(digits: Make) -> No
     assert torch.equal(labels, raw[1])
 
 
+@pytest.mark.parametrize("augment", [AUGMENT, RECIPE])
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
-def test_resumed_run_equals_an_uninterrupted_one(digits: Make, tmp_path: Path, hook: str) -> None:
-    facts = {"augment": AUGMENT, "limit_train": 300}
+def test_resumed_run_equals_an_uninterrupted_one(digits: Make, tmp_path: Path, hook: str, augment: dict) -> None:
+    facts = {"augment": augment, "eval_crop": 0.875, "limit_train": 300}
     whole = fit(digits(**facts), tmp_path, max_epochs=4)
     first = fit(digits(**facts), tmp_path, Save(tmp_path, hook), max_epochs=2)
     assert len(first.seen["train"]) == 10
@@ -244,7 +248,7 @@ def test_resumed_run_equals_an_uninterrupted_one(digits: Make, tmp_path: Path, h
 # With five batches an epoch: inside an epoch, and at the end of one but before its validation.
 @pytest.mark.parametrize("step", [1, 4, 5, 6, 10, 14])
 def test_resume_inside_an_epoch(digits: Make, tmp_path: Path, step: int) -> None:
-    facts = {"augment": AUGMENT, "limit_train": 285}
+    facts = {"augment": RECIPE if step == 6 else AUGMENT, "limit_train": 285}
     whole = fit(digits(**facts), tmp_path, Save(tmp_path, "on_train_batch_end"), max_epochs=3)
     assert len(whole.seen["train"]) == 15
     second = fit(digits(**facts), tmp_path, ckpt=str(tmp_path / f"{step}.ckpt"), max_epochs=3)
@@ -280,7 +284,7 @@ def test_several_processes_are_refused(digits: Make) -> None:
         ({"limit_train": 1}, r"data\.limit_train=1"),
         ({"limit_test": 0}, r"data\.limit_test=0"),
         ({"channels": 2}, r"data\.channels=2: it must be one of 1, 3"),
-        ({"fit": "crop"}, r"data\.fit=crop: it must be one of resize, pad"),
+        ({"fit": "crop"}, r"data\.fit=crop: it must be one of resize, stretch, pad"),
         ({"source": "csv"}, r"data\.source=csv: it must be one of auto, digits, parquet, imagefolder, hub"),
         ({"drop_last": "yes"}, r"data\.drop_last=yes"),
         ({"val_fraction": 0}, r"data\.val_fraction=0"),
@@ -296,8 +300,33 @@ def test_several_processes_are_refused(digits: Make) -> None:
         ({"shape": [1, None, None], "fit": "pad"}, r"with data\.fit=resize"),
         ({"augment": {"hflip": True}}, r"data\.augment=.*it must be null or \{crop_padding: pixels, hflip"),
         ({"augment": AUGMENT | {"rotate": 1}}, r"data\.augment="),
-        ({"augment": {"crop_padding": -1, "hflip": True}}, r"data\.augment\.crop_padding=-1"),
-        ({"augment": {"crop_padding": 1, "hflip": 1}}, r"data\.augment="),
+        ({"augment": AUGMENT | {"crop_padding": -1}}, r"data\.augment\.crop_padding=-1"),
+        ({"augment": AUGMENT | {"hflip": 1}}, r"data\.augment="),
+        ({"augment": RECIPE | {"crop_padding": 2}}, r"data\.augment\.crop_padding=2 beside random_resized_crop"),
+        *(
+            ({"augment": RECIPE | {"random_resized_crop": crop}}, r"data\.augment\.random_resized_crop=.*it must be")
+            for crop in (
+                True,
+                {"scale": [0.1, 1]},
+                CROP | {"size": 3},
+                CROP | {"scale": [0, 1]},
+                CROP | {"scale": [0.5, 1.5]},
+                CROP | {"scale": 0.5},
+                CROP | {"scale": "ab"},
+                CROP | {"ratio": [2, 1]},
+                CROP | {"ratio": [1, 2, 3]},
+                CROP | {"ratio": [True, 2]},
+            )
+        ),
+        *(({"augment": RECIPE | {"jitter": j}}, r"data\.augment\.jitter=") for j in (0, -0.1, 1.5, True, "0.4")),
+        ({"eval_crop": 0}, r"data\.eval_crop=0: it must lie between 0 and 1"),
+        ({"eval_crop": 1.0}, r"data\.eval_crop=1\.0"),
+        ({"eval_crop": 0.875, "fit": "pad"}, r"data\.eval_crop=0\.875 with data\.fit=pad: set data\.fit=resize"),
+        ({"eval_crop": 0.875, "fit": "stretch"}, r"with data\.fit=stretch"),
+        *(
+            (names, r"data\.train_split=.*, data\.test_split=.*: each must name a split")
+            for names in ({"test_split": "train"}, {"train_split": "a+test"}, {"train_split": ""}, {"test_split": None})
+        ),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

@@ -1,3 +1,4 @@
+import io
 import logging
 import re
 from pathlib import Path
@@ -241,8 +242,50 @@ def test_channels_differ(files, spec, tmp_path: Path) -> None:
     place = re.escape(f"{file}, row 1: ")
     with pytest.raises(UserError, match=place + r"the image has 3 channel\(s\), data\.shape=\[1,6,6\] says 1"):
         load_split(spec(), "train")
-    with pytest.raises(UserError, match=r"row 0: the image has 1 channel\(s\), data\.shape=\[3,null,null\] says 3"):
+    with pytest.raises(UserError, match=r"row 1: the image has 3 channel\(s\), data\.shape=\[1,null,null\] says 1"):
+        load_split(spec(shape=(1, None, None)), "train")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "1", "P"])
+def test_photographs_of_other_modes_become_rgb(files, spec, tmp_path: Path, mode: str) -> None:
+    (pixels,) = files.pictures(1, mode="RGB")
+    picture = Image.fromarray(pixels).convert(mode)
+    stream = io.BytesIO()
+    picture.save(stream, format="TIFF")
+    expected = np.array(Image.open(stream).convert("RGB"))
+    files.parquet(tmp_path / "toy/train.parquet", [stream.getvalue(), files.encode(pixels)], [0, 1])
+    split = load_split(spec(shape=(3, None, None)), "train")
+    assert torch.equal(split.images, stack([expected, pixels]))
+    if mode != "P":
+        with pytest.raises(UserError, match=r"row 0: the image has \d channel\(s\), data\.shape=\[3,6,6\] says 3"):
+            load_split(spec(shape=(3, 6, 6)), "train")
+
+
+def test_deep_photographs_are_refused(files, spec, tmp_path: Path) -> None:
+    deep = files.encode(np.full((6, 6), 40_000, dtype=np.uint16))
+    files.parquet(tmp_path / "toy/train.parquet", [deep], [0])
+    with pytest.raises(UserError, match=r"row 0: the image has mode I;16, not 8 bits a channel"):
         load_split(spec(shape=(3, None, None)), "train")
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (6, 6), (3, 5)])
+def test_varying_sizes_are_stretched(files, spec, tmp_path: Path, height: int, width: int) -> None:
+    (picture,) = files.pictures(1, mode="RGB", size=(height, width))
+    files.parquet(tmp_path / "toy/train.parquet", [files.encode(picture)], [0])
+    expected = np.array(Image.fromarray(picture).resize((6, 6), Image.Resampling.BILINEAR))
+    # The cache knows one from the other.
+    cropped = load_split(spec(shape=(3, None, None)), "train").images
+    split = load_split(spec(shape=(3, None, None), stretch=True), "train")
+    assert torch.equal(split.images, stack([expected]))
+    assert torch.equal(split.images, cropped) == (height == width)
+
+
+def test_classes_are_the_folders_of_the_class_split(spec, folders: Path) -> None:
+    (folders / "train").rename(folders / "learn")
+    (folders / "test").rename(folders / "val")
+    assert load_split(spec(class_split="learn"), "val").labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(UserError, match=r"neither train\*\.parquet nor train/<class>/ folders"):
+        load_split(spec(), "val")
 
 
 def test_transparent_and_deep_images_are_refused(files, spec, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from octo_exp.data.sampler import Stream, keyed_generator
-from octo_exp.data.transforms import convert_channels, crop_flip, fit_images, match_channels, normalize
+from octo_exp.data.transforms import center_crop, convert_channels, fit_images, match_channels, normalize
 from octo_exp.errors import UserError
 
 
@@ -61,6 +60,23 @@ def test_resize_works_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(convert_channels(images, 1), gray)
 
 
+@pytest.mark.parametrize(("native", "size"), [((8, 20), 7), ((20, 8), 16), ((3, 5), 3)])
+def test_stretch_scales_both_sides(native: tuple[int, int], size: int) -> None:
+    images = noise(3, 3, *native)
+    for image, result in zip(images, fit_images(images, size=size, fit="stretch"), strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+        assert (result.permute(1, 2, 0).int() - torch.from_numpy(np.array(picture)).int()).abs().max() <= 1
+
+
+# An odd pixel: 2.5 and 1.5 round to 2, 0.5 to 0.
+@pytest.mark.parametrize(
+    ("height", "width", "size", "top", "left"), [(12, 10, 7, 2, 2), (7, 8, 7, 0, 0), (1, 1, 1, 0, 0)]
+)
+def test_center_crop(height: int, width: int, size: int, top: int, left: int) -> None:
+    images = noise(2, 3, height, width)
+    assert torch.equal(center_crop(images, size), images[:, :, top : top + size, left : left + size])
+
+
 def test_rgb_to_gray_equals_pil() -> None:
     images = noise(4, 3, 63, 63)
     expected = [np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in images]
@@ -87,57 +103,3 @@ def test_normalize() -> None:
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.flatten(), torch.tensor([-1.0, 0.0, 4.0]), rtol=1e-6, atol=1e-7)
     assert images.flatten().tolist() == [0, 51, 255]
-
-
-@pytest.mark.parametrize("padding", [0, 1, 4])
-@pytest.mark.parametrize("hflip", [False, True])
-def test_crop_flip_equals_one_image_at_a_time(padding: int, hflip: bool) -> None:
-    images = noise(32, 3, 7, 7)
-    result = crop_flip(images, crop_padding=padding, hflip=hflip, generator=keyed_generator(Stream.AUGMENT, 0, 0, 0))
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    seen = set()
-    for image, frame in zip(result, padded, strict=True):
-        places = [
-            (top, left, flip)
-            for top in range(2 * padding + 1)
-            for left in range(2 * padding + 1)
-            for flip in ([False, True] if hflip else [False])
-            if torch.equal(
-                image,
-                (lambda cut, flip: cut.flip(2) if flip else cut)(frame[:, top : top + 7, left : left + 7], flip),
-            )
-        ]
-        assert len(places) == 1
-        seen.add(places[0])
-    assert len({flip for _, _, flip in seen}) == 1 + hflip
-    assert (len({(top, left) for top, left, _ in seen}) > 5) == (padding > 0)
-
-
-def test_crop_reaches_every_offset() -> None:
-    # One white pixel in the middle tells where the crop was taken.
-    images = torch.zeros(4000, 1, 5, 5, dtype=torch.uint8)
-    images[:, :, 2, 2] = 255
-    result = crop_flip(images, crop_padding=2, hflip=False, generator=keyed_generator(Stream.AUGMENT, 3))
-    counts = (result > 0).sum(dim=0).flatten()
-    assert int(counts.sum()) == 4000
-    # 160 expected in each of 25 places, standard deviation 12.4: five of them either way.
-    assert counts.min() > 98
-    assert counts.max() < 222
-
-
-def test_flip_is_a_fair_coin() -> None:
-    images = torch.arange(2, dtype=torch.uint8).repeat(2000, 1, 2, 1)
-    result = crop_flip(images, crop_padding=0, hflip=True, generator=keyed_generator(Stream.AUGMENT, 4))
-    # 1,000 of 2,000 expected, standard deviation 22.4.
-    assert abs(int(result[:, 0, 0, 0].sum()) - 1000) < 112
-
-
-def test_augmentation_repeats_with_its_key_and_not_with_another() -> None:
-    images = noise(16, 1, 8, 8)
-
-    def augment(*key: int) -> torch.Tensor:
-        return crop_flip(images, crop_padding=2, hflip=True, generator=keyed_generator(Stream.AUGMENT, *key))
-
-    assert torch.equal(augment(0, 1, 2), augment(0, 1, 2))
-    for other in ((1, 1, 2), (0, 2, 2), (0, 1, 3), (0, 2, 1)):
-        assert not torch.equal(augment(0, 1, 2), augment(*other))
