@@ -1,7 +1,7 @@
 """The arithmetic `integer` on a CPU, forward: GEMMs between compiled loops.
 
 A pointwise convolution is GEMMs of some images each, so that what lies between stays in the cache; a depthwise one is
-loops alone; any other goes through im2col. What passes between convolutions are int8 codes.
+loops alone; any other of one group goes through im2col. What passes between convolutions are int8 codes.
 """
 
 import numpy as np
@@ -27,7 +27,6 @@ from octo_exp.mcu.cpu_layout import (
     loop_sizes,
     parts_of,
     rows_of,
-    tile_size,
 )
 
 __all__ = ["add", "add_backward", "backward", "enter", "forward", "leave"]
@@ -52,14 +51,14 @@ def forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits:
     size = c.geometry.output_size(codes.shape[2], codes.shape[3], kernel)
     out = empty_codes(codes.shape[0], w.shape[0], size)
     bits = empty_bits(out, want_bits)
-    weights = _weight_codes(w)
-    if weights is None or w[0].numel() > MAX_K // 2 or (c.geometry.groups > 1 and not has_loops(c)):
-        acc = images_of(accumulate(codes, w.round(), c))
-        _rescale(acc, np.zeros(w.shape[0], acc.dtype), b, c, images_of(out), array(bits))
-    elif has_loops(c):
+    weights, taps = _weight_codes(w), w[0].numel()
+    if weights is not None and has_loops(c) and taps <= cpu_depthwise.MAX_TAPS:
         _depthwise_forward(codes, weights, b, c, out, bits)
-    else:
+    elif weights is not None and c.geometry.groups == 1 and taps <= MAX_K // 2:
         _gemm_forward(codes, weights, b, c, out, bits)
+    else:
+        acc = images_of(accumulate(codes, w.round(), c).float())
+        _rescale(acc, np.zeros(w.shape[0], np.float32), b, c, images_of(out), array(bits))
     return out, bits
 
 
@@ -79,7 +78,8 @@ def _rescale(
 def _gemm_forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, out: Tensor, bits: Tensor) -> None:
     kernel, positions = (w.shape[2], w.shape[3]), out.shape[2] * out.shape[3]
     matrix = lowering.weight_matrix(w)
-    shift = array(c.x_zero * matrix.sum(1, dtype=torch.int32))
+    shift = np.empty(w.shape[0], np.int32)
+    cpu_loops.row_sums(array(matrix), c.x_zero, shift)
     rows = _columns(codes, kernel, c)
     chunks = list(chunks_of(codes.shape[0], positions * 4 * w.shape[0]))
     buffer = torch.empty((chunks[0].stop * positions, w.shape[0]), dtype=torch.int32)
@@ -104,9 +104,8 @@ def _columns(codes: Tensor, kernel: tuple[int, int], c: ConvConstants) -> Tensor
 
 
 def _depthwise_forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, out: Tensor, bits: Tensor) -> None:
-    channels, row = w.shape[0], out.shape[3] * out.shape[1]
-    sizes = (*loop_sizes(codes.shape, (w.shape[2], w.shape[3]), c), tile_size(row, channels), parts_of(codes.shape[0]))
-    constants = (array(b), array(c.scale), np.float32(c.y_zero), (out.shape[2], row))
+    sizes = (*loop_sizes(codes.shape, (w.shape[2], w.shape[3]), c), (out.shape[2], out.shape[3]), parts_of(len(codes)))
+    constants = (array(b), array(c.scale), np.float32(c.y_zero))
     weights = array(w.flatten(1))
     cpu_depthwise.depthwise(rows_of(codes), weights, c.x_zero, *sizes, *constants, images_of(out), array(bits))
 

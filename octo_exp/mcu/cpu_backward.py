@@ -18,10 +18,9 @@ from octo_exp.mcu.cpu_layout import (
     loop_sizes,
     parts_of,
     rows_of,
-    tile_size,
 )
 
-_NONE = np.empty((0, 0, 0), np.float32)
+_NONE = np.empty((0, 0), np.float32)
 
 
 def backward(
@@ -106,8 +105,7 @@ def _depthwise_backward(
     sums: np.ndarray,
 ) -> Tensor | None:
     """Fill dx, where there is one, and sums; return dw of the kept channels."""
-    channels, width, some = g.shape[1], g.shape[3], 0 if codes is None else codes.shape[1]
-    tiles = (tile_size(width * channels, channels), tile_size(width * some, some) if some else 0)
+    some = 0 if codes is None else codes.shape[1]
     taps = np.empty((g.shape[0], kernel[0] * kernel[1], some))
     cpu_depthwise.depthwise_backward(
         rows_of(g),
@@ -118,9 +116,8 @@ def _depthwise_backward(
         c.x_zero,
         np.empty(0, np.int64) if kept is None else array(kept),
         *loop_sizes(x_shape, kernel, c),
-        tiles,
         parts_of(g.shape[0]),
-        _NONE if dx is None else rows_of(dx),
+        _NONE if dx is None else images_of(dx),
         taps,
         sums,
     )

@@ -10,24 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels.cpu_elementwise import array, channels_last_rows, empty_channels_last
+from octo_exp.kernels.cpu_elementwise import array, empty_channels_last
 from octo_exp.mcu import cpu_loops
 from octo_exp.mcu.constants import ConvConstants
 
-# Elements of a depthwise loop, at least: a kernel's taps of them fit the first-level cache or nearly.
-_RUN = 512
 # Bytes of accumulators, or of gradients, that exist at a time.
 CHUNK_BYTES = 2**19
 
 
 def images_of(t: Tensor) -> np.ndarray:
     """[N, C, H, W] -> [N, H*W*C], a view where t is channels-last."""
-    return array(channels_last_rows(t)).reshape(t.shape[0], -1)
+    # By numpy, whose views cost less than torch's.
+    return np.ascontiguousarray(array(t).transpose(0, 2, 3, 1)).reshape(t.shape[0], -1)
 
 
 def rows_of(t: Tensor) -> np.ndarray:
     """[N, C, H, W] -> [N, H, W*C], a view where t is channels-last."""
-    return array(channels_last_rows(t)).reshape(t.shape[0], t.shape[2], -1)
+    return np.ascontiguousarray(array(t).transpose(0, 2, 3, 1)).reshape(t.shape[0], t.shape[2], -1)
 
 
 def empty_codes(n: int, channels: int, size: tuple[int, int]) -> Tensor:
@@ -56,11 +55,6 @@ def has_loops(c: ConvConstants) -> bool:
     """Whether the convolution is one for `cpu_depthwise`."""
     g = c.geometry
     return c.is_depthwise and g.stride[0] == g.stride[1] and g.dilation == (1, 1)
-
-
-def tile_size(row: int, channels: int) -> int:
-    """Elements of a row of pixels that a depthwise loop takes at a time: whole pixels."""
-    return min(row, channels * -(-_RUN // channels))
 
 
 def chunks_of(images: int, bytes_per_image: int) -> Iterator[slice]:

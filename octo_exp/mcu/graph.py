@@ -1,4 +1,4 @@
-"""A microcontroller model as a network: int8 codes in float32 tensors from first convolution to pooled image."""
+"""A microcontroller model as a network: int8 codes in float32 tensors from the input to what the head reads."""
 
 from typing import Self
 
@@ -9,15 +9,41 @@ from octo_exp.errors import UserError
 from octo_exp.mcu import ops
 from octo_exp.mcu.constants import Q_MAX, Q_MIN
 from octo_exp.mcu.heads import build_head
-from octo_exp.mcu.layers import McuBlock, McuConv2d
-from octo_exp.mcu.spec import ModelSpec
+from octo_exp.mcu.layers import McuConv2d, build_layer
+from octo_exp.mcu.spec import InputSpec, ModelSpec
+
+
+class McuInput(nn.Module):
+    """x [N, C, H, W] floats -> codes = clamp(round(x / scale + zero), -128, 127), in float32 throughout.
+
+    No gradient reaches the image. With `is_codes` the floats must be codes but for their rounding: a published model's
+    pixels are (p / 255 - 0.5) * 255.
+    """
+
+    def __init__(self, spec: InputSpec) -> None:
+        super().__init__()
+        self.is_codes = spec.is_codes
+        self.register_buffer("scale", torch.tensor(spec.scale, dtype=torch.float64))
+        self.register_buffer("zero", torch.tensor(spec.zero, dtype=torch.int32))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> codes in float32; UserError for what is no number, or beyond codes where it must be one."""
+        low, high = x.aminmax()
+        # Half a code more is rounded to the nearest even one.
+        fits = [low >= Q_MIN - 0.5, high < Q_MAX + 0.5] if self.is_codes else [low <= high]
+        if not torch.stack(fits).all():
+            wanted = f"codes of {Q_MIN} to {Q_MAX}" if self.is_codes else "numbers"
+            remedy = "mean 0.5 and standard deviation 1/255" if self.is_codes else "the data's mean and deviation"
+            raise UserError(f"input must be {wanted}, got {low:.4g} to {high:.4g}; normalise with {remedy}")
+        return (x / self.scale + self.zero).round_().clamp_(Q_MIN, Q_MAX)
 
 
 class McuNet(nn.Module):
-    """x [N, C, H, W] float32, normalised to codes (pixel / 255 - 0.5) * 255, or codes -> logits [N, classes].
+    """x [N, C, H, W] float32 of the spec's size, what the spec's input means -> logits [N, classes].
 
-    mode: a name of `ops.MODES`. head: fp (float linear), quantized (int8, random start) or original (the file's own
-    classifier). quantize_gradient: gradients of the convolutions pass as int8 codes. `pool` lies before `head`.
+    mode: a name of `ops.MODES`. head: a name of `heads.HEADS`. quantize_gradient: gradients of the convolutions pass
+    as int8 codes. `layers` run as one operation before `head`, so no hook of what is inside is called.
     """
 
     def __init__(
@@ -26,8 +52,8 @@ class McuNet(nn.Module):
         super().__init__()
         self.spec, self.mode = spec, ops.check_mode(mode)
         self.options = {"mode": mode, "quantize_gradient": quantize_gradient}
-        self.first_conv = McuConv2d(spec.first_conv, **self.options)
-        self.blocks = nn.ModuleList(McuBlock(block, **self.options) for block in spec.blocks)
+        self.input = McuInput(spec.input)
+        self.layers = nn.ModuleList(build_layer(layer, **self.options) for layer in spec.layers)
         self.head = build_head(head, spec.classifier, num_classes, **self.options)
 
     @classmethod
@@ -37,27 +63,23 @@ class McuNet(nn.Module):
 
     @property
     def convs(self) -> list[McuConv2d]:
-        """Return the quantised convolutions from input to output; an int8 head is the last."""
+        """Return the quantised convolutions in order of execution, as the spec's; an int8 head is the last."""
         return [module for module in self.modules() if isinstance(module, McuConv2d)]
 
-    def features(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> the pooled image [N, C', 1, 1], codes."""
-        self._check(x)
-        steps = [self.first_conv.step, *(step for block in self.blocks for step in block.steps)]
-        return ops.average_pool(ops.run_chain(x, steps, **self.options))
+    def features(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] -> what the head reads [N, C', H', W'], codes."""
+        channels, size = self.spec.image[:2]
+        if codes.dim() != 4 or codes.shape[1:] != (channels, size, size):
+            raise UserError(
+                f"input must be [N, {channels}, {size}, {size}], got {list(codes.shape)}; resize the images"
+            )
+        steps = [step for layer in self.layers for step in layer.steps]
+        return ops.run_chain(codes, steps, **self.options)
+
+    def classify(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] of the image -> codes of the logits [N, classes]; the head must be an int8 one."""
+        return self.head.codes(self.features(codes)).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""
-        return self.head(self.features(x)).flatten(1)
-
-    def _check(self, x: Tensor) -> None:
-        channels = self.first_conv.in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise UserError(f"input must be [N, {channels}, H, W], got {list(x.shape)}")
-        low, high = x.aminmax()
-        # Half a code more is rounded to the nearest even one.
-        if not torch.stack([low >= Q_MIN - 0.5, high < Q_MAX + 0.5]).all():
-            raise UserError(
-                f"input must be codes of {Q_MIN} to {Q_MAX}, got {low:.4g} to {high:.4g}; "
-                "normalise with mean 0.5 and standard deviation 1/255"
-            )
+        return self.head(self.features(self.input(x))).flatten(1)

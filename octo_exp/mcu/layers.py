@@ -1,14 +1,17 @@
-"""Modules of the graph: a quantised convolution with float masters, and the block of three of them.
+"""Modules of the graph: a quantised convolution with float masters, a pool, and the block with its addition.
 
 Scales and zero points are buffers, so that a state dict is all that a graph needs; they never change in training.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octo_exp.mcu import ops
 from octo_exp.mcu.constants import ConvConstants
-from octo_exp.mcu.spec import BlockSpec, ConvSpec, ResidualSpec
+from octo_exp.mcu.pool import Pool
+from octo_exp.mcu.spec import BlockSpec, ConvSpec, Layer, PoolSpec, ResidualSpec
 from octo_exp.mcu.update import EVERYTHING, Update
 
 
@@ -49,17 +52,46 @@ class McuConv2d(nn.Module):
         """Return this convolution as a step of a chain."""
         return ops.Conv(weight=self.weight, bias=self.bias, constants=self.constants, update=self.update)
 
+    @property
+    def steps(self) -> list[ops.Step]:
+        """Return this convolution as a chain."""
+        return [self.step]
+
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> y [N, O, OH, OW]."""
-        return ops.run_chain(x, [self.step], mode=self.mode, quantize_gradient=self.quantize_gradient)
+        return ops.run_chain(x, self.steps, mode=self.mode, quantize_gradient=self.quantize_gradient)
 
     def extra_repr(self) -> str:
         """Return shapes and arithmetic."""
-        return f"{self.in_channels}, {self.out_channels}, kernel={self.kernel_size}, groups={self.groups}, {self.mode}"
+        gradients = ", int8 gradients" if self.quantize_gradient else ""
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel={self.kernel_size}, groups={self.groups}"
+        return f"{sizes}, {self.mode}{gradients}"
+
+
+class McuPool(nn.Module):
+    """A pool of codes: x [N, C, H, W] -> y [N, C, OH, OW]; scale and zero point pass unchanged."""
+
+    def __init__(self, spec: PoolSpec, *, mode: str, quantize_gradient: bool = False) -> None:
+        super().__init__()
+        self.options = {"mode": ops.check_mode(mode), "quantize_gradient": quantize_gradient}
+        self.step = Pool(kind=spec.kind, kernel=spec.kernel, stride=spec.stride, padding=spec.padding)
+
+    @property
+    def steps(self) -> list[ops.Step]:
+        """Return the pool as a chain."""
+        return [self.step]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> y [N, C, OH, OW]."""
+        return ops.run_chain(x, self.steps, **self.options)
+
+    def extra_repr(self) -> str:
+        """Return the window."""
+        return ", ".join(f"{name}={getattr(self.step, name)}" for name in ("kind", "kernel", "stride", "padding"))
 
 
 class McuResidual(nn.Module):
-    """The addition of a block's input and its last output, which has scale `s2` and zero point `z2`."""
+    """The addition of what the shortcut gives and what the body gives; that has scale `s2` and zero point `z2`."""
 
     def __init__(self, spec: ResidualSpec, *, s2: float, z2: int) -> None:
         super().__init__()
@@ -73,24 +105,37 @@ class McuResidual(nn.Module):
 
 
 class McuBlock(nn.Module):
-    """pointwise1 (or none), depthwise, pointwise2, and the addition of the input (or none).
+    """Body and shortcut of one input, and their addition (or none, and then no shortcut).
 
     A block runs as one operation, a net as well, so no hook of what is inside is called.
     """
 
-    def __init__(self, spec: BlockSpec, *, mode: str, quantize_gradient: bool) -> None:
+    def __init__(self, spec: BlockSpec, *, mode: str, quantize_gradient: bool = False) -> None:
         super().__init__()
         self.options = {"mode": ops.check_mode(mode), "quantize_gradient": quantize_gradient}
-        self.convs = nn.ModuleList(McuConv2d(conv, **self.options) for conv in spec.convs)
-        last, residual = spec.pointwise2, spec.residual
+        self.body = nn.ModuleList(McuConv2d(conv, **self.options) for conv in spec.body)
+        self.shortcut = nn.ModuleList(McuConv2d(conv, **self.options) for conv in spec.shortcut)
+        last, residual = spec.body[-1], spec.residual
         self.residual = None if residual is None else McuResidual(residual, s2=last.y_scale, z2=last.y_zero)
 
     @property
     def steps(self) -> list[ops.Step]:
-        """Return the block as steps of a chain."""
-        convs: list[ops.Step] = [conv.step for conv in self.convs]
-        return convs if self.residual is None else [ops.Branch(), *convs, self.residual.step]
+        """Return the block as a chain."""
+        body: list[ops.Step] = [conv.step for conv in self.body]
+        if self.residual is None:
+            return body
+        shortcut: list[ops.Step] = [conv.step for conv in self.shortcut]
+        if shortcut:
+            # The second swap puts the shortcut's output first in the addition.
+            shortcut = [ops.Swap(), *shortcut, ops.Swap()]
+        return [ops.Branch(), *body, *shortcut, self.residual.step]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> y [N, O, OH, OW]."""
         return ops.run_chain(x, self.steps, **self.options)
+
+
+def build_layer(spec: Layer, **options: Any) -> McuConv2d | McuPool | McuBlock:
+    """Return the module of a layer."""
+    kinds = {ConvSpec: McuConv2d, PoolSpec: McuPool, BlockSpec: McuBlock}
+    return kinds[type(spec)](spec, **options)

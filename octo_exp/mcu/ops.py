@@ -1,9 +1,9 @@
-"""The graph's differentiable operations on whole numbers in float32: chains of steps, and the average pool.
+"""The graph's differentiable operations on whole numbers in float32: chains of steps.
 
-A chain of convolutions and additions is one operation to autograd: between its steps an arithmetic passes what it
-likes. Every rounding is straight-through; the clamp passes a gradient where its input was within [-128, 127]. Nothing
-is computed and nothing kept that is not asked for: bits where a gradient passes at all, int8 codes of the kept channels
-where a weight is trained, and of the weight only the parameter itself.
+A chain of convolutions, pools and additions is one operation to autograd: between its steps an arithmetic passes what
+it likes. Every rounding is straight-through; the clamp passes a gradient where its input was within [-128, 127].
+Nothing is computed and nothing kept that is not asked for: bits where a gradient passes at all, a max pool's positions
+there as well, int8 codes of the kept channels where a weight is trained, and of the weight only the parameter itself.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from octo_exp.errors import UserError
-from octo_exp.mcu import float_order, integer
+from octo_exp.mcu import float_order, integer, pool
 from octo_exp.mcu.constants import Q_MAX, ConvConstants, Gradients, select_channels
+from octo_exp.mcu.pool import Pool
 from octo_exp.mcu.update import Update
 
 # name -> arithmetic: `enter`, `leave` a chain of convolutions; `forward`, `backward` of one; `add` and its gradients.
@@ -52,12 +53,17 @@ class Conv:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Branch:
-    """Step: remember what passes here for the next `Add`."""
+    """Step: remember what passes here for the next `Swap` or `Add`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Swap:
+    """Step: exchange what passes here and what is remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Add:
-    """Step: y = clamp(round(((x1 - z1)*s1 + (x2 - z2)*s2) / s_y) + z_y), x1 from the branch, x2 what passes here.
+    """Step: y = clamp(round(((x1 - z1)*s1 + (x2 - z2)*s2) / s_y) + z_y), x1 what is remembered, x2 what passes.
 
     scales (s1, s2, s_y), zeros (z1, z2, z_y). grad_i = g * [inside] * s_i / s_y.
     """
@@ -66,7 +72,11 @@ class Add:
     zeros: tuple[int, ...]
 
 
-Step = Conv | Branch | Add
+Step = Conv | Pool | Branch | Swap | Add
+
+
+# What a step saves that saves nothing.
+_NOTHING = (None, None, None)
 
 
 class _Chain(torch.autograd.Function):
@@ -78,8 +88,13 @@ class _Chain(torch.autograd.Function):
         state, passes, trained = ctx.arithmetic.enter(x), ctx.needs_input_grad[0], iter(ctx.needs_input_grad[4:])
         branch: tuple[Any, bool] | None = None
         for step in steps:
+            memo, kept = step, _NOTHING
             if isinstance(step, Branch):
-                branch, memo, kept = (state, passes), step, (None, None, None)
+                branch = (state, passes)
+            elif isinstance(step, Swap):
+                (state, passes), branch = branch, (state, passes)
+            elif isinstance(step, Pool):
+                memo, kept, state = _pool(step, state, passes)
             elif isinstance(step, Add):
                 memo, kept, state, passes = _add(ctx.arithmetic, step, *branch, state, passes)
             else:
@@ -99,6 +114,10 @@ class _Chain(torch.autograd.Function):
                 # What lies before the first trained tensor has neither bits nor gradients.
                 dx, dw, db = (None, None, None) if dx is None else _conv_back(ctx, memo, dx, *kept)
                 gradients += [db, dw]
+            elif isinstance(memo, Swap):
+                dx, branch = branch, dx
+            elif isinstance(memo, _PoolMemo):
+                dx = None if dx is None else pool.backward(dx, memo.pool, memo.x_shape, kept[0])
             elif isinstance(memo, Branch):
                 dx, branch = dx if branch is None else branch if dx is None else branch.add_(dx), None
             elif dx is not None:
@@ -121,6 +140,18 @@ class _ConvMemo:
     w_shape: torch.Size
     train_weight: bool
     train_bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _PoolMemo:
+    pool: Pool
+    x_shape: torch.Size
+
+
+def _pool(step: Pool, x: Any, passes: bool) -> tuple[Any, ...]:
+    """(memo, what is saved, state)."""
+    state, positions = pool.forward(x, step, want_positions=passes)
+    return _PoolMemo(pool=step, x_shape=x.shape), (positions, None, None), state
 
 
 def _add(arithmetic: Any, step: Add, x1: Any, want_1: bool, x2: Any, want_2: bool) -> tuple[Any, ...]:
@@ -200,20 +231,3 @@ def run_chain(x: Tensor, steps: Sequence[Step], *, mode: str, quantize_gradient:
         replace(s, weight=s.weight.detach(), bias=s.bias.detach()) if isinstance(s, Conv) else s for s in steps
     )
     return _Chain.apply(x, plain, mode, quantize_gradient, *parameters)
-
-
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
-        return x.mean((2, 3), keepdim=True).round_()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return (g / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)
-
-
-def average_pool(x: Tensor) -> Tensor:
-    """x [N, C, H, W] -> round(mean over H and W), [N, C, 1, 1], of the same scale; the gradient is spread evenly."""
-    return _Pool.apply(x)

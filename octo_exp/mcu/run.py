@@ -1,8 +1,8 @@
 """Run a model file on images: python -m octo_exp.mcu.run --model FILE.pkl --input X.npy --output Y.npy --mode MODE.
 
-X.npy: int8 codes [N, 3, H, W], the pixels' (p / 255 - 0.5) * 255 rounded. Y.npy: the file's own classifier's logits,
-int8 [N, classes], written whole or not at all. A wrong call ends with code 2, a file that does not serve with 1; either
-says why in one line.
+X.npy: the image's int8 codes [N, C, H, W], for a published model the pixels' (p / 255 - 0.5) * 255 rounded. Y.npy: the
+codes of the file's own classifier's logits, int8 [N, classes], written whole or not at all. A wrong call ends with code
+2, a file that does not serve with 1; either says why in one line.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m octo_exp.mcu.run", description="Logits of a microcontroller model.")
     parser.add_argument("--model", required=True, help="model file, .pkl")
-    parser.add_argument("--input", required=True, help="int8 codes [N, 3, H, W], .npy")
+    parser.add_argument("--input", required=True, help="int8 codes [N, C, H, W], .npy")
     parser.add_argument("--output", required=True, help="where the logits go, .npy: int8 [N, classes]")
     parser.add_argument("--mode", required=True, choices=tuple(MODES), help="arithmetic")
     return parser.parse_args(argv)
@@ -55,9 +55,9 @@ def read_images(path: str, channels: int) -> torch.Tensor:
 
 
 def logits(net: McuNet, images: torch.Tensor) -> np.ndarray:
-    """Images [N, C, H, W] int8 -> logits [N, classes] int8, BATCH at a time."""
+    """Images [N, C, H, W] int8 -> codes of the logits [N, classes] int8, BATCH at a time."""
     with torch.no_grad():
-        parts = [net(part.float()).to(torch.int8) for part in images.split(BATCH)]
+        parts = [net.classify(part.float()).to(torch.int8) for part in images.split(BATCH)]
     return torch.cat(parts).numpy()
 
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _arguments(argv)
         net = McuNet.with_classifier(read_model(options.model), mode=options.mode)
-        images = read_images(options.input, net.first_conv.in_channels)
+        images = read_images(options.input, net.spec.image.channels)
         write_atomically(options.output, _npy(logits(net, images)))
     except UserError as error:
         sys.stderr.write(f"{error}\n")

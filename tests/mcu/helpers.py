@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.mcu.constants import ConvConstants
-from octo_exp.mcu.spec import BlockSpec, ConvSpec, ModelSpec, ResidualSpec
+from octo_exp.mcu.spec import BlockSpec, ConvSpec, Image, InputSpec, ModelSpec, PoolSpec, ResidualSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/tiny_training"
@@ -38,53 +38,107 @@ def golden(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def conv_spec(rng: np.random.Generator, *shape: int, stride: int = 1, groups: int = 1, **options: Any) -> ConvSpec:
-    """shape: channels in, out, kernel, side of the image. Some outputs are clamped, most are not."""
-    inputs, outputs, kernel, size = shape
+def conv_spec(
+    rng: np.random.Generator,
+    image: Image,
+    *shape: int,
+    stride: int = 1,
+    groups: int = 1,
+    padding: int | None = None,
+    **options: Any,
+) -> ConvSpec:
+    """The image that it reads; shape: channels out, kernel. Some outputs are clamped, most are not."""
+    outputs, kernel = shape
+    inputs, size, x_scale, x_zero = image
+    padding = (kernel - 1) // 2 if padding is None else padding
     weight = rng.integers(-127, 128, (outputs, inputs // groups, kernel, kernel)).astype(np.int8)
     defaults = {
         "in_channels": inputs,
         "out_channels": outputs,
         "in_size": size,
-        "out_size": (size - 1) // stride + 1,
+        "out_size": (size + 2 * padding - kernel) // stride + 1,
         "kernel_size": (kernel, kernel),
         "stride": stride,
+        "padding": (padding, padding),
         "groups": groups,
         "depthwise": groups > 1,
         "weight": weight,
         "bias": rng.integers(-3000, 3000, outputs).astype(np.int32),
-        "x_scale": 0.05,
-        "x_zero": -3,
-        "y_scale": float(0.05 * 0.01 * 75 * np.sqrt(weight[0].size)),
-        "y_zero": 4,
+        "x_scale": x_scale,
+        "x_zero": x_zero,
+        "y_scale": float(x_scale * 0.01 * 75 * np.sqrt(weight[0].size)),
+        "y_zero": int(rng.integers(-9, 10)),
         "w_scales": rng.uniform(0.008, 0.012, outputs).astype(np.float32),
     }
     return ConvSpec(**defaults | options)
 
 
+def chain_of(rng: np.random.Generator, image: Image, *shapes: dict[str, int]) -> tuple[ConvSpec, ...]:
+    """Convolutions one after another; shape: channels out, kernel, and options by name."""
+    convs = []
+    for shape in shapes:
+        options = dict(shape)
+        convs.append(conv_spec(rng, image, options.pop("outputs"), options.pop("kernel"), **options))
+        image = convs[-1].gives
+    return tuple(convs)
+
+
+def residual_spec(shortcut: Image) -> ResidualSpec:
+    """The sum of what the shortcut gives and what a body gives."""
+    quantization = {"x_scale": shortcut.scale, "x_zero": shortcut.zero, "y_scale": 1.3 * shortcut.scale, "y_zero": 2}
+    return ResidualSpec(channels=shortcut.channels, size=shortcut.size, **quantization)
+
+
+def pool_spec(image: Image, kind: str, kernel: int, stride: int, padding: int = 0) -> PoolSpec:
+    size = (image.size + 2 * padding - kernel) // stride + 1
+    options = {"kernel": kernel, "stride": stride, "padding": padding}
+    return PoolSpec(kind=kind, channels=image.channels, in_size=image.size, out_size=size, **options)
+
+
 def tiny_model(seed: int = 0) -> ModelSpec:
-    """16 x 16 images, 5 classes: a block without pointwise1, one with an addition, one with strides."""
+    """Published layout, 16 x 16 images, 5 classes: a block of two, one with an addition, one with strides."""
     rng = np.random.default_rng(seed)
-    residual = ResidualSpec(channels=6, size=8, x_scale=0.05, x_zero=-3, y_scale=0.07, y_zero=2)
 
-    def block(inner: int, outputs: int, kernel: int, stride: int, residual: ResidualSpec | None) -> BlockSpec:
-        return BlockSpec(
-            pointwise1=conv_spec(rng, 6, inner, 1, 8),
-            depthwise=conv_spec(rng, inner, inner, kernel, 8, stride=stride, groups=inner),
-            pointwise2=conv_spec(rng, inner, outputs, 1, (8 - 1) // stride + 1),
-            residual=residual,
-        )
+    def block(image: Image, inner: int, outputs: int, kernel: int, stride: int) -> tuple[ConvSpec, ...]:
+        depthwise = {"outputs": inner, "kernel": kernel, "stride": stride, "groups": inner}
+        expand, project = {"outputs": inner, "kernel": 1}, {"outputs": outputs, "kernel": 1}
+        return chain_of(rng, image, *([expand] if inner != image.channels else []), depthwise, project)
 
-    first = BlockSpec(
-        pointwise1=None,
-        depthwise=conv_spec(rng, 8, 8, 3, 8, groups=8),
-        pointwise2=conv_spec(rng, 8, 6, 1, 8),
-        residual=None,
-    )
+    first = conv_spec(rng, Image(3, 16, 0.05, 0), 8, 3, stride=2)
+    blocks = [BlockSpec(body=block(first.gives, 8, 6, 3, 1), shortcut=(), residual=None)]
+    image = blocks[0].body[-1].gives
+    residual = residual_spec(image)
+    blocks.append(BlockSpec(body=block(image, 16, 6, 5, 1), shortcut=(), residual=residual))
+    image = image._replace(scale=residual.y_scale, zero=residual.y_zero)
+    blocks.append(BlockSpec(body=block(image, 16, 10, 7, 2), shortcut=(), residual=None))
+    image = blocks[-1].body[-1].gives
     return ModelSpec(
-        first_conv=conv_spec(rng, 3, 8, 3, 16, stride=2),
-        blocks=(first, block(16, 6, 5, 1, residual), block(16, 10, 7, 2, None)),
-        classifier=conv_spec(rng, 10, 5, 1, 1),
+        input=InputSpec(scale=1.0, zero=0),
+        layers=(first, *blocks, pool_spec(image, "average", 4, 4)),
+        classifier=conv_spec(rng, image._replace(size=1), 5, 1),
+    )
+
+
+def tiny_resnet(seed: int = 0, scale: float = 0.02) -> ModelSpec:
+    """Own layout, 14 x 14 images, 4 classes: overlapping max pool, both blocks of a ResNet, a linear layer on 2 x 2."""
+    rng = np.random.default_rng(seed)
+    first = conv_spec(rng, Image(3, 14, scale, 5), 6, 5, padding=2)
+    pool = pool_spec(first.gives, "max", 3, 2, 1)
+    image = first.gives._replace(size=pool.out_size)
+    plain = residual_spec(image)
+    same_shape = chain_of(rng, image, {"outputs": 6, "kernel": 3}, {"outputs": 6, "kernel": 3})
+    blocks = [BlockSpec(body=same_shape, shortcut=(), residual=plain)]
+    image = image._replace(scale=plain.y_scale, zero=plain.y_zero)
+    body = chain_of(rng, image, {"outputs": 9, "kernel": 3, "stride": 2}, {"outputs": 9, "kernel": 3})
+    shortcut = chain_of(rng, image, {"outputs": 9, "kernel": 1, "stride": 2})
+    residual = residual_spec(shortcut[-1].gives)
+    blocks.append(BlockSpec(body=body, shortcut=shortcut, residual=residual))
+    image = Image(9, residual.size, residual.y_scale, residual.y_zero)
+    average = pool_spec(image, "average", 2, 2)
+    return ModelSpec(
+        input=InputSpec(scale=scale, zero=5),
+        layers=(first, pool, *blocks, average),
+        classifier=conv_spec(rng, image._replace(size=average.out_size), 4, average.out_size, padding=0),
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from octo_exp.errors import UserError
 from octo_exp.mcu.layout import from_dict, to_dict
 from octo_exp.mcu.reader import GLOBALS, read_model
+from octo_exp.mcu.spec import BlockSpec
 from octo_exp.mcu.writer import model_bytes, write_atomically, write_model
 from tests.mcu.helpers import model_file, same, tiny_model
 
@@ -31,8 +32,9 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_a_released_model_is_what_its_table_says(name):
     spec = read_model(model_file(name))
-    additions = sum(block.residual is not None for block in spec.blocks)
-    counts = (len(spec.convs), len(spec.blocks), additions, spec.params, spec.macs)
+    blocks = [layer for layer in spec.layers if isinstance(layer, BlockSpec)]
+    additions = sum(block.residual is not None for block in blocks)
+    counts = (len(spec.convs), len(blocks), additions, spec.params, spec.macs)
     assert (*counts, spec.classifier.in_channels, spec.dead_channels) == TABLE[name]
 
 
@@ -71,7 +73,7 @@ def test_an_int_serves_as_kernel_size(tmp_path):
     tree = to_dict(tiny_model())
     tree["first_conv"]["kernel_size"] = 3
     write(tmp_path / "x.pkl", tree)
-    assert read_model(tmp_path / "x.pkl").first_conv.kernel_size == (3, 3)
+    assert read_model(tmp_path / "x.pkl").convs[0].kernel_size == (3, 3)
 
 
 def write(path: Path, tree: Any, data: bytes | None = None, **options: Any) -> Path:
@@ -184,12 +186,12 @@ def test_other_zips_are_refused(tmp_path):
     assert "no such file" in refusal(tmp_path)
 
 
-def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def change_of(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(tree: dict[str, Any]) -> None:
-        *parts, last = path.split(".")
+        *parts, last = [int(part) if part.isdigit() else part for part in path.split(".")]
         node: Any = tree
         for part in parts:
-            node = node[int(part)] if part.isdigit() else node[part]
+            node = node[part]
         if value is KeyError:
             del node[last]
         else:
@@ -200,40 +202,43 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 # What is changed -> what the message says.
 BROKEN = [
-    (_set("first_conv", KeyError), "lacks the field 'first_conv'"),
-    (_set("extra", 1), "has the field 'extra'"),
-    (_set("feature_mix", {}), "feature_mix must be None"),
-    (_set("blocks", {}), "blocks must be list, got dict"),
-    (_set("blocks.1.se", {}), "block 1: se must be None"),
-    (_set("blocks.0.depthwise", None), "block 0: depthwise: must be a dict"),
-    (_set("blocks.2.pointwise2.act", "relu"), "block 2: pointwise2: act must be None"),
-    (_set("blocks.1.pointwise1.params.bits", 8), "block 1: pointwise1: has the field 'bits'"),
-    (_set("blocks.1.residual.params.z", 8), "block 1: residual: has the field 'z'"),
-    (_set("blocks.1.residual.kernel_size", 1), "only additions"),
-    (_set("blocks.1.residual.in_channel", 7), "block 1: residual adds images of different shapes"),
-    (_set("blocks.1.residual.params.y_scale", -1.0), "block 1: residual: y_scale must be"),
-    (_set("blocks.2.residual", {"in_channel": 6, "in_shape": 8, "params": {}}), "block 2: residual: lacks"),
-    (_set("first_conv.groups", True), "first_conv: groups must be int, got bool"),
-    (_set("first_conv.groups", 2), "first_conv: groups=2 must divide"),
-    (_set("first_conv.stride", 0), "first_conv: sizes must be ints of at least 1"),
-    (_set("first_conv.stride", 1), "the file says 8"),
-    (_set("first_conv.depthwise", True), "as many groups as channels"),
-    (_set("first_conv.kernel_size", (3, 3, 3)), "kernel_size must be an int or a pair"),
-    (_set("first_conv.in_shape", "16"), "in_shape must be int, got str"),
-    (_set("first_conv.params.weight", [1]), "weight must be an array, got list"),
-    (_set("first_conv.params.weight", np.zeros((8, 3, 3, 3), np.float32)), "weight must be an array of int8"),
-    (_set("first_conv.params.weight", np.zeros((8, 3, 5, 5), np.int8)), "weight must be [8, 3, 3, 3]"),
-    (_set("first_conv.params.bias", np.zeros(7, np.int32)), "bias must be [8], got [7]"),
-    (_set("first_conv.params.bias", np.zeros(8, ">i4")), "not little-endian"),
-    (_set("first_conv.params.bias", np.zeros(8, np.int64)), "another type than i1, i4, f4"),
-    (_set("first_conv.params.w_scales", np.zeros(8, np.float32)), "w_scales must be above 0"),
-    (_set("first_conv.params.x_scale", float("nan")), "x_scale must be a float above 0"),
-    (_set("first_conv.params.x_scale", 1), "x_scale must be float, got int"),
-    (_set("first_conv.params.y_zero", 128), "y_zero must be an int of -128 to 127"),
-    (_set("first_conv.out_channel", 4), "weight must be [4, 3, 3, 3], got [8, 3, 3, 3]"),
-    (_set("classifier.in_channel", 9), "classifier: weight must be"),
-    (_set("classifier.stride", 2), "a 1x1 convolution of stride 1"),
-    (_set("blocks", []), "the classifier wants 10 channels, conv 0 gives 8"),
+    (change_of("first_conv", KeyError), "lacks the field 'first_conv'"),
+    (change_of("extra", 1), "has the field 'extra'"),
+    (change_of("feature_mix", {}), "feature_mix must be None"),
+    (change_of("blocks", {}), "blocks must be list, got dict"),
+    (change_of("blocks.1.se", {}), "block 1: se must be None"),
+    (change_of("blocks.0.depthwise", None), "block 0: depthwise: must be a dict"),
+    (change_of("blocks.2.pointwise2.act", "relu"), "block 2: pointwise2: act must be None"),
+    (change_of("blocks.1.pointwise1.params.bits", 8), "block 1: pointwise1: has the field 'bits'"),
+    (change_of("blocks.1.residual.params.z", 8), "block 1: residual: has the field 'z'"),
+    (change_of("blocks.1.residual.kernel_size", 1), "only additions"),
+    (
+        change_of("blocks.1.residual.in_channel", 7),
+        "layer 2: residual wants (7, 8) (channels, side), (6, 8) reaches it",
+    ),
+    (change_of("blocks.1.residual.params.y_scale", -1.0), "block 1: residual: y_scale must be"),
+    (change_of("blocks.2.residual", {"in_channel": 6, "in_shape": 8, "params": {}}), "block 2: residual: lacks"),
+    (change_of("first_conv.groups", True), "first_conv: groups must be int, got bool"),
+    (change_of("first_conv.groups", 2), "first_conv: groups=2 must divide"),
+    (change_of("first_conv.stride", 0), "first_conv: sizes must be ints of at least 1"),
+    (change_of("first_conv.stride", 1), "the file says 8"),
+    (change_of("first_conv.depthwise", True), "as many groups as channels"),
+    (change_of("first_conv.kernel_size", (3, 3, 3)), "kernel_size must be an int or a pair"),
+    (change_of("first_conv.in_shape", "16"), "in_shape must be int, got str"),
+    (change_of("first_conv.params.weight", [1]), "weight must be an array, got list"),
+    (change_of("first_conv.params.weight", np.zeros((8, 3, 3, 3), np.float32)), "weight must be an array of int8"),
+    (change_of("first_conv.params.weight", np.zeros((8, 3, 5, 5), np.int8)), "weight must be [8, 3, 3, 3]"),
+    (change_of("first_conv.params.bias", np.zeros(7, np.int32)), "bias must be [8], got [7]"),
+    (change_of("first_conv.params.bias", np.zeros(8, ">i4")), "not little-endian"),
+    (change_of("first_conv.params.bias", np.zeros(8, np.int64)), "another type than i1, i4, f4"),
+    (change_of("first_conv.params.w_scales", np.zeros(8, np.float32)), "w_scales must be above 0"),
+    (change_of("first_conv.params.x_scale", float("nan")), "x_scale must be a float above 0"),
+    (change_of("first_conv.params.x_scale", 1), "x_scale must be float, got int"),
+    (change_of("first_conv.params.y_zero", 128), "y_zero must be an int of -128 to 127"),
+    (change_of("first_conv.out_channel", 4), "weight must be [4, 3, 3, 3], got [8, 3, 3, 3]"),
+    (change_of("classifier.in_channel", 9), "classifier: weight must be"),
+    (change_of("classifier.stride", 2), "a convolution of the whole image"),
+    (change_of("blocks", []), "the classifier wants (10, 1) (channels, side), (8, 1) reaches it"),
 ]
 
 
@@ -246,12 +251,12 @@ def test_a_broken_model_is_refused_by_name(change, message, tmp_path):
 
 def test_layers_that_do_not_follow_are_refused():
     spec = tiny_model()
-    with pytest.raises(UserError, match=r"conv 1 wants \(6, 8\) \(channels, side\), conv 0 gives \(8, 8\)"):
-        replace(spec, blocks=spec.blocks[1:])
+    with pytest.raises(UserError, match=r"layer 1: body 0 wants \(6, 8\) \(channels, side\), \(8, 8\) reaches it"):
+        replace(spec, layers=(spec.layers[0], *spec.layers[2:]))
 
 
 def test_dead_channels_are_named():
-    spec = tiny_model().first_conv
+    spec = tiny_model().convs[0]
     scales = spec.w_scales.copy()
     scales[[2, 5]] = 9e-6
     scales[3] = 1e-5

@@ -39,17 +39,16 @@ def loss_of(net: McuNet) -> Tensor:
 def test_every_activation_is_the_released_one(model, name, mode):
     values, x = golden(model), batch(name)
     net = McuNet.with_classifier(read_model(model_file(model)), mode=mode)
-    logits = net(x)
-    assert np.array_equal(logits.numpy(), values[f"{name}_logits1000"])
-    seen: list[Tensor] = [x := net.first_conv(x)]
-    for block in net.blocks:
+    x = net.input(x)
+    assert np.array_equal(net.classify(x).numpy(), values[f"{name}_logits1000"])
+    seen: list[Tensor] = []
+    for layer in net.layers:
         y = x
-        for conv in block.convs:
+        for conv in getattr(layer, "body", []):
             seen.append(y := conv(y))
-        x = block(x)
-        seen.append(x)
-    last, pooled = x, x.mean((2, 3), keepdim=True).round()
-    seen += [pooled, net.head(pooled)]
+        seen.append(x := layer(x))
+    pooled, last = seen[-1], seen[-2]
+    seen.append(net.head.codes(pooled))
     sums = [[float(t.double().pow(k).sum()) for t in seen] for k in (1, 2)]
     assert sums[0] == values[f"{name}_act_sum"].tolist()
     assert sums[1] == values[f"{name}_act_sumsq"].tolist()
@@ -65,9 +64,9 @@ def test_integer_is_float_order_layer_by_layer(model):
     teacher, pupil = (McuNet.with_classifier(spec, mode=mode) for mode in MODES)
     for name in BATCHES:
         x = batch(name)
-        for a, b in zip((teacher.first_conv, *teacher.blocks), (pupil.first_conv, *pupil.blocks), strict=True):
+        for a, b in zip(teacher.layers, pupil.layers, strict=True):
             y = x
-            for conv, other in zip(getattr(a, "convs", [a]), getattr(b, "convs", [b]), strict=True):
+            for conv, other in zip(getattr(a, "body", [a]), getattr(b, "body", [b]), strict=True):
                 z = other(y)
                 y = conv(y)
                 assert torch.equal(y, z)

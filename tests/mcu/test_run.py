@@ -11,7 +11,7 @@ import torch
 from octo_exp.mcu import run
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.writer import write_model
-from tests.mcu.helpers import MODES, ROOT, SHIPPED, golden, model_file, tiny_model
+from tests.mcu.helpers import MODES, ROOT, SHIPPED, golden, model_file, tiny_model, tiny_resnet
 
 
 @pytest.fixture
@@ -33,9 +33,33 @@ def test_logits_are_written(call, tmp_path, mode, monkeypatch):
     assert run.main(call(mode=mode)) == 0
     logits = np.load(tmp_path / "y.npy")
     net = McuNet.with_classifier(tiny_model(), mode="float_order")
-    want = net(torch.from_numpy(np.load(tmp_path / "x.npy")).float())
+    want = net.classify(torch.from_numpy(np.load(tmp_path / "x.npy")).float())
     assert logits.dtype == np.int8
     assert np.array_equal(logits, want.detach().numpy())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_our_own_layout_runs_on_codes(call, tmp_path, mode):
+    spec = tiny_resnet()
+    write_model(spec, tmp_path / "m.pkl")
+    codes = np.random.default_rng(0).integers(-128, 128, (7, 3, 14, 14)).astype(np.int8)
+    np.save(tmp_path / "x.npy", codes)
+    assert run.main(call(mode=mode)) == 0
+    # The floats that these codes stand for, and the codes of what comes of them.
+    net = McuNet.with_classifier(spec, mode="float_order")
+    logits = net((torch.from_numpy(codes).float() - spec.input.zero) * spec.input.scale).detach().numpy()
+    head = spec.classifier
+    written = np.load(tmp_path / "y.npy")
+    assert written.dtype == np.int8
+    assert np.array_equal(written, np.rint(logits / head.y_scale + head.y_zero))
+    assert len(np.unique(written)) > 4
+
+
+def test_images_of_another_size_are_refused(call, capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 17), np.int8))
+    assert run.main(call()) == 1
+    assert "must be [N, 3, 16, 16], got [1, 3, 16, 17]" in capsys.readouterr().err
+    assert not (tmp_path / "y.npy").exists()
 
 
 def test_it_is_a_command(call, tmp_path):

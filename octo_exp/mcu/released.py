@@ -1,0 +1,33 @@
+"""Model files as `model=` options: what stands in conf/model for a graph that is read and not built."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octo_exp.errors import UserError
+from octo_exp.mcu.reader import read_model
+from octo_exp.mcu.spec import ModelSpec
+
+
+def graph_file(*, path: str | None, source: str | None, image_size: int, pixels: Mapping[str, Any] | None) -> ModelSpec:
+    """Return the graph of a model file.
+
+    Args:
+        path: the .pkl.
+        source: where the file can be had, for the message where it is missing; None for one's own exports.
+        image_size: side of the images in pixels, a fact of the file.
+        pixels: {channels, mean, std}: how the data codes its pixels for this graph (read by conf/data); None where
+            the graph was made for the data's own normalisation.
+
+    Raises:
+        UserError: no such file, not a model, or one for images of another size.
+
+    """
+    if path is None or not Path(path).expanduser().is_file():
+        remedy = "give model.path=<file>.pkl" if source is None else f"get it from {source}, then give model.path="
+        raise UserError(f"model.path={path}: no such file; {remedy}{'' if source is None else ' or set OCTO_MCU_DIR'}")
+    spec = read_model(path)
+    size = spec.convs[0].in_size
+    if image_size != size:
+        raise UserError(f"model.image_size={image_size}: {path} holds a graph for {size}; set model.image_size={size}")
+    return spec
