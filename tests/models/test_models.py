@@ -5,9 +5,11 @@ from hydra.utils import instantiate
 from torch import nn
 
 from octo_exp.errors import UserError
+from octo_exp.models.mobilenet_v2 import InvertedBottleneck, scaled_channels
 from tests.nn.helpers import CONF
 
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+# The float networks; a graph's yaml names another room.
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if "octo_exp.models." in path.read_text())
 
 
 def model(name: str, *overrides: str, channels: int = 3, classes: int = 10) -> nn.Module:
@@ -51,6 +53,95 @@ def test_parameter_counts_of_the_specification():
     vgg = model("vgg11")
     assert [m.in_features for m in vgg.modules() if isinstance(m, nn.Linear)] == [512, 512, 512]
     assert sum(isinstance(m, nn.MaxPool2d) for m in vgg.modules()) == 5
+
+
+def test_parameter_counts_of_the_papers():
+    # Sandler et al. 2018: 3.4 M in table 4, by the same layout; He et al. 2016: ResNet-18 of table 1.
+    large = ("strides=[2,1,2,2,2,1,2,1]", "image_size=224")
+    assert count(model("mobilenet_v2", "width=1.0", *large, classes=1000)) == 3_504_872
+    assert count(model("mobilenet_v2", *large, classes=1000)) == 1_677_128
+    assert count(model("resnet18", "stem=large", "image_size=224", classes=1000)) == 11_689_512
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size", "side"),
+    [
+        ("mobilenet_v2", ["strides=[2,1,2,2,2,1,2,1]", "image_size=63"], 63, 2),
+        ("mobilenet_v2", ["width=0.1"], 32, 4),
+        ("mobilenet_v2", ["strides=[1,1,1,1,1,1,1,1]", "image_size=7"], 7, 7),
+        ("resnet18", ["stem=large", "widths=[4,8,16,24]", "image_size=65"], 65, 3),
+        ("resnet18", ["widths=[4,8]", "blocks=[1,1]"], 32, 16),
+    ],
+)
+def test_sides_of_the_last_image(name, settings, size, side):
+    net = model(name, *settings)
+    images = torch.rand(2, 3, size, size)
+    assert net.features[:-1](images).shape[2:] == (side, side)
+    assert net(images).shape == (2, 10)
+
+
+def test_channels_are_multiples_of_8_and_never_below_nine_tenths():
+    for width in (0.1, 0.35, 0.5, 0.75, 1.0, 1.4):
+        for channels in (16, 24, 32, 64, 96, 160, 320, 1280):
+            scaled = scaled_channels(channels, width)
+            assert scaled % 8 == 0
+            assert scaled >= max(8, 0.9 * channels * width)
+            assert scaled <= max(8, channels * width + 8)
+    # 24 * 0.75 = 18 is nearest to 16, which is below 0.9 * 18.
+    assert [scaled_channels(c, 0.75) for c in (16, 24, 32)] == [16, 24, 24]
+    net = model("mobilenet_v2")
+    assert [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)][-1] == 1280
+
+
+def test_the_relus_of_a_bottleneck():
+    net = model("mobilenet_v2")
+    assert sum(isinstance(m, nn.ReLU6) for m in net.modules()) == 35
+    assert not [m for m in net.modules() if isinstance(m, nn.ReLU)]
+
+
+def test_strides_and_additions_of_the_bottlenecks():
+    net = model("mobilenet_v2", "strides=[2,1,2,2,2,1,2,1]", "image_size=64")
+    blocks = [m for m in net.modules() if isinstance(m, InvertedBottleneck)]
+    # Table 2: 1, 2, 3, 4, 3, 3, 1 blocks a stage, of which the first has the stride.
+    depthwise = [m for b in blocks for m in b.body if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert [m.stride[0] for m in depthwise] == [1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1]
+    assert [b.adds for b in blocks] == [bool(int(c)) for c in "00101101110110110"]
+    x = torch.randn(2, 8, 5, 5)
+    added = blocks[2].eval()
+    assert torch.equal(added(x), x + added.body(x))
+
+
+def test_without_norms_activations_stay_below_their_ceiling():
+    """Linear ends of half the variance: else a quarter of the last activations is 6."""
+    shares = []
+    net = model("mobilenet_v2", "norm=none").eval()
+    for module in net.modules():
+        if isinstance(module, nn.ReLU6):
+            module.register_forward_hook(lambda m, x, y: shares.append(float((y == 6).float().mean())))
+    with torch.no_grad():
+        net(torch.randn(8, 3, 32, 32))
+    assert len(shares) == 35
+    assert max(shares) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("mobilenet_v2", "width=0"),
+        ("mobilenet_v2", "strides=[1,1]"),
+        ("mobilenet_v2", "strides=[1,1,1,2,2,1,3,1]"),
+        ("mobilenet_v2", "image_size=7"),
+        ("resnet18", "stem=medium"),
+        ("resnet18", "widths=[64,128]"),
+        ("resnet18", "blocks=[2,2,0,2]"),
+        ("resnet18", "image_size=7"),
+    ],
+)
+def test_bad_values_are_refused_by_their_key(name, setting):
+    key = setting.partition("=")[0]
+    with pytest.raises(Exception, match=rf"model\.{key}=") as caught:
+        model(name, setting)
+    assert isinstance(caught.value.__cause__, UserError)
 
 
 @pytest.mark.parametrize("name", MODELS)
