@@ -37,7 +37,7 @@ class UpdateSGD(SGD):
         strict_int8: bool,
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self._convs, self._qas, self._strict_int8 = convs, qas, strict_int8
+        self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -46,11 +46,11 @@ class UpdateSGD(SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._qas:
+        if self.qas:
             for conv in self._convs:
                 scale_gradients(conv)
         super().step()
-        if self._strict_int8:
+        if self.strict_int8:
             for conv in self._convs:
                 make_integer(conv)
         return loss

@@ -27,6 +27,8 @@ class UpdateRule:
     mode: released (float masters) or strict_int8 (integers after every step).
     lr: per step; grows with the images a step sees, batch size times trainer.accumulate_grad_batches.
     weight_decay: of weights, never of biases.
+    budget_kb: the memory, in units of 1024 bytes, within which `sparse` is to be searched for; None: it stands.
+    search: how, a `search.SearchSettings`; whoever builds the rule searches.
     """
 
     sparse: SparseUpdate
@@ -34,6 +36,8 @@ class UpdateRule:
     mode: str
     lr: float
     weight_decay: float
+    budget_kb: float | None
+    search: Any
 
     def __post_init__(self) -> None:
         """Refuse unknown names and negative rates."""
@@ -44,6 +48,9 @@ class UpdateRule:
         for name in ("lr", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"update.{name}={getattr(self, name)} must be 0 or more")
+        # Written so that nan is refused too.
+        if self.budget_kb is not None and not (isinstance(self.budget_kb, int | float) and self.budget_kb > 0):
+            raise UserError(f"update.budget_kb={self.budget_kb} must be a number of KB above 0, or null for no search")
 
     def apply(self, net: UpdatableNet) -> None:
         """Set what trains; before a checkpoint is loaded."""

@@ -62,7 +62,9 @@ def test_the_seed_and_the_layer_decide_a_random_choice():
 def test_after_ten_steps_the_frozen_is_bit_identical(mode, optimizer, lr):
     net = Net()
     scheme = SparseUpdate(**sparse(n_bias=3, weight_idx=[1, 2], ratio=[0.5, 0.25]))
-    rule = UpdateRule(sparse=scheme, optimizer=optimizer, mode=mode, lr=lr, weight_decay=0.0)
+    rule = UpdateRule(
+        sparse=scheme, optimizer=optimizer, mode=mode, lr=lr, weight_decay=0.0, budget_kb=None, search=None
+    )
     rule.apply(net)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     step = rule.build_optimizer(net, rule.parameter_groups(net))

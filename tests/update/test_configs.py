@@ -31,7 +31,7 @@ def test_the_comment_says_what_the_update_needs(option):
     rule = rule_of(option)
     claims = dict(re.findall(r"(\w+) ([\d.]+) KB", (CONF / "update" / f"{option}.yaml").read_text()))
     published = re.fullmatch(r"(.*)_(\d+)kb", option)
-    assert set(claims) == ({published[1]} if published else set(MODELS.values()))
+    assert set(claims) == ({published[1]} if published else set() if rule.budget_kb else set(MODELS.values()))
     for released, name in MODELS.items():
         if name in claims:
             shapes = released_shapes(released)
@@ -50,7 +50,7 @@ def test_the_fifteen_published_ones_are_there():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_yaml_and_constructor_name_the_same_arguments(option):
     node = composed_rule(option)
-    for part in (node, node.sparse):
+    for part in (node, node.sparse, node.search, node.search.probe, node.search.solver):
         parameters = inspect.signature(get_class(part._target_)).parameters.values()
         assert {p.name for p in parameters} == {key for key in part if not str(key).startswith("_")}
         assert all(p.kind == p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
@@ -78,10 +78,12 @@ def test_optimizer_mode_and_lists_are_settings(optimizer):
         ({"lr": -0.1}, "update.lr=-0.1 must be"),
         ({"lr": float("nan")}, "update.lr=nan must be"),
         ({"weight_decay": -1}, "update.weight_decay=-1 must be"),
+        ({"budget_kb": 0}, "update.budget_kb=0 must be a number of KB above 0"),
+        ({"budget_kb": "much"}, "update.budget_kb=much must be a number of KB above 0"),
     ],
     ids=str,
 )
 def test_what_a_rule_refuses(changes, message):
-    values = {"optimizer": "sgd", "mode": "released", "lr": 0.1, "weight_decay": 0.0} | changes
+    values = {"optimizer": "sgd", "mode": "released", "lr": 0.1, "weight_decay": 0.0, "budget_kb": None} | changes
     with pytest.raises(UserError, match=f"^{message}"):
-        UpdateRule(sparse=SparseUpdate(**sparse()), **values)
+        UpdateRule(sparse=SparseUpdate(**sparse()), search=None, **values)

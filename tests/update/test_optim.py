@@ -19,7 +19,13 @@ from tests.update.helpers import Conv, Net, sparse
 
 def rule(optimizer: str, mode: str = "released", *, lr: float = 0.01, weight_decay: float = 0.0, **changes):
     return UpdateRule(
-        sparse=SparseUpdate(**sparse(**changes)), optimizer=optimizer, mode=mode, lr=lr, weight_decay=weight_decay
+        sparse=SparseUpdate(**sparse(**changes)),
+        optimizer=optimizer,
+        mode=mode,
+        lr=lr,
+        weight_decay=weight_decay,
+        budget_kb=None,
+        search=None,
     )
 
 

@@ -1,0 +1,217 @@
+"""From a network and its data to a scheme that fits: gains, cache, resuming, the yaml of the result."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from octo_exp.errors import UserError
+from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.reader import read_model
+from octo_exp.update.layer import LayerShape
+from octo_exp.update.scheme import SparseUpdate
+from octo_exp.update.search import Contributions, Exact, SearchSettings, search_scheme
+from octo_exp.update.search.cache import fingerprint
+from octo_exp.update.search.contribution import gains_of
+from octo_exp.update.search.probe import BiasProbe, Outcome, WeightProbe
+from tests.update.helpers import Net, model_file, sparse
+from tests.update.search.test_probe import RULE, batches, probe_settings
+
+# Everything of `Net`.
+ALL_KB = 20.0
+
+
+def searched(net, path, *, budget_kb=ALL_KB, progress=lambda names: names, rule=RULE, probe=None, **changes):
+    usual = {"ratios": [0.25, 1], "bias_step": 3, "measure": "loss", "solver": Exact()}
+    return search_scheme(
+        net,
+        rule=rule,
+        train_batches=batches(16, 8),
+        val_batches=batches(10, 5),
+        budget_kb=budget_kb,
+        settings=SearchSettings(**usual | changes, probe=probe or probe_settings(lr=1e-4)),
+        cache=path / "folder" / "probes.json",
+        progress=progress,
+    )
+
+
+def test_a_search_finds_a_scheme_that_fits_and_leaves_the_network(tmp_path):
+    net, random = Net(), torch.get_rng_state()
+    before = copy.deepcopy(net)
+    for kb in (ALL_KB, 1.0, 0.1):
+        result = searched(net, tmp_path, budget_kb=kb)
+        account = replace(RULE, sparse=result.scheme).memory(net)
+        assert result.memory == account
+        assert account.kb <= kb
+        assert result.gain >= 0
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before.parameters(), strict=True))
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_what_cannot_fit_is_not_probed(tmp_path):
+    names = []
+    searched(Net(), tmp_path, budget_kb=0.2, progress=lambda missing: names.extend(missing) or missing)
+    # 204 bytes: head 7; biases of 3 and 2: 42 and 96; weights of 3 and 2 at 0.25: 92 and 100, of 3 in whole 368.
+    assert names == ["biases of the last 0", "biases of the last 2", "weights of 3 at 0.25"]
+
+
+def test_a_search_that_was_cut_off_goes_on(tmp_path):
+    def cut_off(names):
+        for i, name in enumerate(names):
+            if i == 4:
+                raise KeyboardInterrupt
+            yield name
+
+    def listed(names):
+        seen.append(list(names))
+        return names
+
+    net, seen = Net(), []
+    whole = searched(net, tmp_path / "whole", progress=listed)
+    with pytest.raises(KeyboardInterrupt):
+        searched(net, tmp_path, progress=cut_off)
+    assert searched(net, tmp_path, progress=listed) == whole
+    assert seen[1] == seen[0][4:]
+    assert searched(net, tmp_path, progress=listed) == whole
+    assert seen[2] == []
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["probes.json"]
+
+
+def test_a_larger_budget_and_another_network_share_the_file(tmp_path):
+    net, other, counts = Net(), Net(), []
+
+    def counted(names):
+        counts.append(len(names))
+        return names
+
+    for n, kb in ((net, 0.2), (net, ALL_KB), (other, 0.2), (net, ALL_KB), (other, 0.2)):
+        searched(n, tmp_path, budget_kb=kb, progress=counted)
+    # Of everything: biases of 0, 3 and 4, and weights at two ratios, of the first convolution's 3 channels at one.
+    assert counts == [3, 8, 3, 0, 0]
+
+
+def test_the_key_is_of_all_that_an_outcome_depends_on():
+    net, other, settings = Net(), Net(), probe_settings()
+    other.load_state_dict(net.state_dict())
+
+    usual = {"rule": RULE, "train": batches(16, 8), "val": batches(10, 5), "settings": settings}
+
+    def key(net=net, **changes):
+        return fingerprint(net, **usual | changes)
+
+    assert key() == key(other) == key(rule=replace(RULE, lr=1.0))
+    other.body[3].bias.data[0] += 1
+    keys = [key(), key(other), key(train=batches(10, 5)), key(val=batches(16, 8)), key(train=batches(16, 4))]
+    brighter = [(x + 1, labels) for x, labels in batches(16, 8)]
+    relabelled = [(x, labels.flip(0)) for x, labels in batches(16, 8)]
+    flat = [(x.flatten(1), labels) for x, labels in batches(16, 8)]
+    keys += [key(train=brighter), key(train=relabelled), key(train=flat)]
+    keys += [key(settings=probe_settings(**{name: 2})) for name in ("steps", "head_steps", "lr")]
+    keys += [key(rule=replace(RULE, mode="strict_int8")), key(rule=replace(RULE, optimizer="sgd"))]
+    keys += [key(rule=replace(RULE, sparse=replace(RULE.sparse, **c))) for c in ({"seed": 1}, {"criteria": "random"})]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_broken_cache_is_refused(tmp_path, content):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "probes.json").write_text(content)
+    with pytest.raises(UserError, match=r"probes\.json cannot be read .*: delete it to probe anew$"):
+        searched(Net(), tmp_path)
+
+
+def outcomes(losses: dict) -> dict:
+    return {probe: Outcome(accuracy=1 - loss / 4, loss=loss) for probe, loss in losses.items()}
+
+
+def test_gains_are_over_the_head_alone_and_linear_between():
+    losses = {BiasProbe(n_bias=0): 1.0, BiasProbe(n_bias=6): 0.75, BiasProbe(n_bias=2): 0.5}
+    found = gains_of(outcomes(losses | {WeightProbe(conv=3, ratio=0.5): 1.5}), measure="loss")
+    assert found.head.loss == 1
+    assert found.bias_gains() == [0, 0.25, 0.5, 0.4375, 0.375, 0.3125, 0.25]
+    assert found.weight == {(3, 0.5): -0.5}
+    assert gains_of(outcomes(losses), measure="accuracy").bias == {2: 0.125, 6: 0.0625}
+    assert found.rows() == [
+        {"what": "bias", "at": 2, "ratio": 0.0, "gain": 0.5},
+        {"what": "bias", "at": 6, "ratio": 0.0, "gain": 0.25},
+        {"what": "weight", "at": 3, "ratio": 0.5, "gain": -0.5},
+    ]
+
+
+def test_without_a_probe_of_biases_there_is_no_gain():
+    assert Contributions(head=Outcome(accuracy=1.0, loss=0.0), bias={}, weight={}).bias_gains() == [0.0]
+
+
+@pytest.mark.parametrize("n_bias", [0, 2])
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_biases_that_diverge_are_refused(n_bias, loss):
+    losses = {BiasProbe(n_bias=0): 1.0} | {BiasProbe(n_bias=n_bias): loss}
+    with pytest.raises(
+        UserError, match=rf"^training biases of the last {n_bias} diverges .*lower update\.search\.probe\.lr"
+    ):
+        gains_of(outcomes(losses), measure="loss")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratios": [0.5, 0.25]}, "ratios="),
+        ({"ratios": [0.0, 1.0]}, "ratios="),
+        ({"ratios": [1.5]}, "ratios="),
+        ({"bias_step": 0}, "bias_step=0"),
+        ({"measure": "f1"}, "measure=f1; choose one of accuracy, loss"),
+    ],
+)
+def test_settings_that_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=rf"^update\.search\.{message}"):
+        searched(Net(), tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_bias": 3, "n_weight": 0, "weight_idx": [1, 3], "ratio": [0.125, 1.0]},
+        {"n_bias": 3, "n_weight": 0},
+        {"n_bias": 0, "n_weight": 0},
+    ],
+)
+def test_the_yaml_is_the_scheme(tmp_path, changes):
+    net = Net()
+    result = replace(searched(net, tmp_path), scheme=SparseUpdate(**sparse(**changes)))
+    text = result.yaml(model="net", base="full")
+    written = yaml.safe_load(text)
+    shapes = [LayerShape.of(conv) for conv in net.convs]
+    assert written["defaults"] == ["full", "_self_"]
+    assert SparseUpdate(**sparse(**written["sparse"])).rules(shapes) == result.scheme.rules(shapes)
+    assert text.startswith(f"# Found by a search of contributions: net {result.memory.kb:.3f} KB.\n")
+
+
+@pytest.mark.data
+def test_a_released_model_is_searched(tmp_path):
+    net = McuNet(read_model(model_file("mcunet-5fps")), num_classes=3, head="fp", mode="integer")
+    before = copy.deepcopy(net.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, 128, 128, generator=generator).sub_(0.5).mul_(255)
+    result = search_scheme(
+        net,
+        rule=RULE,
+        train_batches=[(x, torch.arange(4) % 3)],
+        val_batches=[(x, torch.arange(4) % 3)],
+        budget_kb=7,
+        settings=SearchSettings(
+            ratios=[0.125],
+            bias_step=4,
+            probe=probe_settings(train_images=4, val_images=4, batch_size=4, steps=1, lr=1e-3),
+            measure="loss",
+            solver=Exact(),
+        ),
+        cache=tmp_path / "probes.json",
+        progress=lambda names: names,
+    )
+    assert result.memory.kb <= 7
+    assert [row["at"] for row in result.contributions.rows()] == [2, 40]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
