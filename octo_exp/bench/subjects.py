@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from octo_exp.build import quantize_net, speed_guard
+from octo_exp.assemble import quantize_net, speed_guard
 from octo_exp.errors import UserError
 from octo_exp.kernels.api import resolve_impl
 from octo_exp.nn.convert import compensation_penalty, parameter_groups

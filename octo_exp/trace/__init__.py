@@ -13,6 +13,8 @@ g groups, becomes g GEMMs [M, K] x [K, N]:
     grad_weight            Ci/g*kh*kw     Co/g           B*OH*OW
 
 A linear layer is a 1x1 convolution whose positions are all extents but the last. The loss is not in the step.
+
+A microcontroller graph does not run: its shapes say it all, see `mcu`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +25,12 @@ from torch import nn
 from octo_exp.errors import UserError
 from octo_exp.hw import GRAD_INPUT_FORMS, Workload
 from octo_exp.hw.fields import check_number
+from octo_exp.mcu.graph import McuNet
 from octo_exp.trace.gemms import gemms_of
+from octo_exp.trace.mcu import trace_graph
+from octo_exp.trace.mcu_optimizer import cost_of as optimizer_cost
 from octo_exp.trace.memory import buffers_of
-from octo_exp.trace.optimizer import SGD, OptimizerCost, optimizer_cost
+from octo_exp.trace.optimizer import SGD, OptimizerCost
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.stand_ins import install
 from octo_exp.trace.twin import check_counted, check_layers, check_names, freeze, meta_copy
@@ -52,7 +57,8 @@ def trace(
     A layer that is called again appears again, as `name#2`.
 
     Args:
-        net: any module whose MACs lie in `nn.Conv2d` (padding, stride, dilation, groups) and `nn.Linear`.
+        net: a `McuNet`, or any module whose MACs lie in `nn.Conv2d` (padding, stride, dilation, groups) and
+            `nn.Linear`.
         input_shape: shape of one input, without the batch, e.g. (C, H, W).
         batch_size: inputs in a step.
         grad_input_form: col2im | im2col.
@@ -73,6 +79,14 @@ def trace(
         )
     check_number("trace", "batch_size", batch_size, whole=True)
     shares = dict(sparse or {})
+    if isinstance(net, McuNet):
+        if frozen or shares or autocast:
+            raise UserError(
+                "a microcontroller graph has its own arithmetic and trains what update= says: leave out frozen and "
+                "sparse, and set trainer.precision=32-true"
+            )
+        form = grad_input_form
+        return trace_graph(net, tuple(input_shape), batch_size=batch_size, grad_input_form=form, optimizer=optimizer)
     check_layers(net)
     check_names(net, frozen, "freeze")
     check_names(net, shares, "update sparsely")
