@@ -55,11 +55,11 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write results.json through a temporary file, so that it is never half there."""
-    partial = folder / f".{FILE}.partial"
+def write(folder: Path, content: Mapping[str, Any], *, file: str = FILE) -> None:
+    """Write results.json, or another file, through a temporary one, so that it is never half there."""
+    partial = folder / f".{file}.partial"
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
+    partial.replace(folder / file)
 
 
 def say(message: str) -> None:

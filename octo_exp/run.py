@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from octo_exp import results
-from octo_exp.build import Built, build_module, build_trainer, choice, replaced, resolved
+from octo_exp.assemble import Built, build_module, build_trainer, choice, replaced, resolved
 from octo_exp.errors import UserError
 from octo_exp.weights import check_same_network, checkpoint_path, net_state, weights_sha256
 
@@ -142,7 +142,8 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
     ckpt = None if cfg.ckpt is None else checkpoint_path("ckpt", cfg.ckpt)
     if ckpt is not None:
         check_same_network(built.module.net, net_state(ckpt, "ckpt"), where=str(ckpt))
-    if not cfg.train and cfg.test and ckpt is None:
+    # A graph is a trained network: it may be evaluated as it is.
+    if not cfg.train and cfg.test and ckpt is None and cfg.quant.name != "native":
         raise UserError("train=false evaluates a checkpoint: give ckpt=<run folder or checkpoint file>")
     metrics: dict[str, float] = {}
     if cfg.train:
@@ -166,6 +167,19 @@ def _callback_results(callbacks: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _update_facts(cfg: DictConfig, built: Built) -> dict[str, Any]:
+    """Return the update rule's name and the memory that it needs beside the forward pass."""
+    if built.rule is None:
+        return {"update": None}
+    account = built.rule.memory(built.module.net)
+    return {
+        "update": choice("update", cfg),
+        "update/optimizer": built.rule.optimizer,
+        "update/extra_memory_kb": account.kb,
+        "update/parameters_kb": account.parameters_kb,
+    }
+
+
 def _facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
     """Return what the run was: names, seed, length, kernel, versions, and the hash of the final weights."""
     return {
@@ -173,6 +187,7 @@ def _facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
         "source": cfg.source.name if cfg.get("source") else None,
         "model": choice("model", cfg),
         "quant": cfg.quant.name,
+        **_update_facts(cfg, built),
         "kernel": built.impl,
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,

@@ -142,7 +142,7 @@ def build_problem(cfg: DictConfig) -> "Problem":
 
 def _workload(cfg: DictConfig) -> "Workload":
     """Trace the quantised net's training step; no data is read."""
-    from octo_exp.build import quantize_net
+    from octo_exp.assemble import quantize_net
     from octo_exp.quant.rounding import Clock
     from octo_exp.trace import optimizer_cost, trace
 

@@ -11,7 +11,7 @@ from octo_exp.errors import UserError
 
 RESULTS_FILE = "results.json"
 # What a run is told apart by, in the order of a table's columns.
-NAMES = ("data", "source", "model", "quant", "seed")
+NAMES = ("data", "source", "model", "quant", "update", "seed")
 # Before the key of any other setting of the command line.
 SETTING = "set/"
 _OVERRIDES_FILE = Path(".hydra", "overrides.yaml")

@@ -32,6 +32,7 @@ def _decimals(places: int) -> Callable[[Any], str]:
 _METRICS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test/acc": ("test/acc", _decimals(3)),
     "val/acc": ("val/acc", _decimals(3)),
+    "update/extra_memory_kb": ("extra memory, KB", _decimals(1)),
     "memory/saved_for_backward_mib": ("saved for backward, MiB", _decimals(2)),
     "memory/peak_mib": ("peak, MiB", _decimals(1)),
     "train/images_per_s": ("images/s", _decimals(0)),
@@ -80,6 +81,37 @@ def transfer_tables(rows: Sequence[Row]) -> list["Table"]:
     return tables
 
 
+def update_tables(rows: Sequence[Row]) -> list["Table"]:
+    """Returns, for each model, test accuracy by update rule and optimizer (rows) and data set (columns), over seeds.
+
+    Beside the rule stand the memory that it needs beyond the forward pass, the cycles of a step and the seconds of a
+    run, averages over the rule's runs.
+    """
+    from rich.table import Table
+
+    trained = [row for row in rows if row.get("update") and _is_number(row.get("test/acc"))]
+    if len({(row["update"], row.get("update/optimizer")) for row in trained}) < 2:
+        return []
+    tables = []
+    for model in _distinct(row.get("model") for row in trained):
+        block = [row for row in trained if row.get("model") == model]
+        sets = _distinct(row.get("data") for row in block)
+        cycles = _cycle_keys(block)
+        columns = {"update/extra_memory_kb": 1, **dict.fromkeys(cycles, 0), "seconds": 0}
+        table = Table(title=f"update rules, test/acc: {model}")
+        for column in ("update", "optimizer"):
+            table.add_column(column)
+        for title in ("extra memory, KB", *(_cycle_title(key) for key in cycles), "seconds", *map(str, sets)):
+            table.add_column(title, justify="right")
+        for rule in _distinct((row["update"], row.get("update/optimizer")) for row in block):
+            same = [row for row in block if (row["update"], row.get("update/optimizer")) == rule]
+            facts = [_average(same, key, places) for key, places in columns.items()]
+            reached = [_mean([row["test/acc"] for row in same if row.get("data") == name]) for name in sets]
+            table.add_row(*map(_text, rule), *facts, *reached)
+        tables.append(table)
+    return tables
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes every key of every row, names first; UserError where `path` cannot be written."""
     first = ["job", *NAMES]
@@ -111,7 +143,7 @@ def report(folder: str | Path, console: "Console | None" = None) -> int:
 
 def _print_tables(rows: Sequence[Row], root: Path, console: "Console") -> None:
     console.print(summary_table(rows))
-    for table in transfer_tables(rows):
+    for table in (*transfer_tables(rows), *update_tables(rows)):
         console.print(table)
     write_csv(rows, root / "summary.csv")
     _say(console, f"The runs lie in {root}, the table in {root / 'summary.csv'}.")
@@ -148,15 +180,33 @@ def _telling(rows: Sequence[Row]) -> list[str]:
 
 def _metrics(rows: Sequence[Row]) -> dict[str, tuple[str, Callable[[Any], str]]]:
     keys = _distinct(key for row in rows for key in row)
-    cycles = [key for key in keys if key.startswith("cost/") and key.endswith("/train_step_cycles")]
+    cycles = _cycle_keys(rows)
     columns = {key: _METRICS[key] for key in ("test/acc", "val/acc")}
-    columns |= {key: (f"train step cycles, {key.split('/')[1]}", _decimals(0)) for key in cycles}
+    columns |= {key: (_cycle_title(key), _decimals(0)) for key in cycles}
     columns |= _METRICS
     return {key: column for key, column in columns.items() if key in keys}
 
 
+def _cycle_keys(rows: Sequence[Row]) -> list[str]:
+    keys = _distinct(key for row in rows for key in row)
+    return [key for key in keys if key.startswith("cost/") and key.endswith("/train_step_cycles")]
+
+
+def _cycle_title(key: str) -> str:
+    return f"train step cycles, {key.split('/')[1]}"
+
+
+def _average(rows: Sequence[Row], key: str, places: int) -> str:
+    found = [row[key] for row in rows if _is_number(row.get(key))]
+    return _decimals(places)(statistics.fmean(found)) if found else "-"
+
+
 def _mean_accuracy(rows: Sequence[Row], source: object, target: object) -> str:
-    found = [row["test/acc"] for row in rows if (row["source"], row.get("data")) == (source, target)]
+    return _mean([row["test/acc"] for row in rows if (row["source"], row.get("data")) == (source, target)])
+
+
+def _mean(found: Sequence[float]) -> str:
+    """Returns the mean, with the standard deviation where there are several."""
     if not found:
         return "-"
     mean = f"{statistics.fmean(found):.3f}"

@@ -108,6 +108,6 @@ class FiniteGuard(Callback):
         checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none written yet"
         raise UserError(
             f"the loss is {loss.item()} at epoch {trainer.current_epoch}, step {trainer.global_step}; first non-finite "
-            f"output: layer {layer}; last good checkpoint: {checkpoint}; lower optim.optimizer.lr or set "
-            "trainer.gradient_clip_val"
+            f"output: layer {layer}; last good checkpoint: {checkpoint}; lower optim.optimizer.lr (with update=, "
+            "update.lr) or set trainer.gradient_clip_val"
         )

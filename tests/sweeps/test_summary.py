@@ -14,7 +14,7 @@ from rich.console import Console
 from octo_exp.cli import FAILURE_FILE
 from octo_exp.errors import UserError
 from sweeps.runs import read_failures, read_runs
-from sweeps.summary import SummaryCallback, main, report, summary_table, transfer_tables
+from sweeps.summary import SummaryCallback, main, report, summary_table, transfer_tables, update_tables
 
 RESULTS = {
     "data": "digits",
@@ -205,3 +205,27 @@ def test_the_callback_counts_failures_for_the_exit_code(
     SummaryCallback().on_multirun_end(config)
     assert counted == [0, 2, 1]
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_update_tables_put_rules_against_data_sets(tmp_path: Path) -> None:
+    jobs = [
+        ("cifar10", "full", 0, 0.5),
+        ("cifar10", "full", 1, 0.7),
+        ("pets", "full", 0, 0.4),
+        ("pets", "head", 0, 0.1),
+    ]
+    for i, (data, update, seed, accuracy) in enumerate(jobs):
+        facts = {"update": update, "update/optimizer": "sgd", "update/extra_memory_kb": 100.25, "seconds": 10 * (i + 1)}
+        write_run(tmp_path / str(i), data=data, seed=seed, **facts, **{"test/acc": accuracy})
+    (table,) = update_tables(read_runs(tmp_path))
+    assert headers(table)[:3] == ["update", "optimizer", "extra memory, KB"]
+    assert headers(table)[-3:] == ["seconds", "cifar10", "pets"]
+    full, head = cells(table)
+    assert full == ["full", "sgd", "100.2", "1,234,567", "20", "0.600 ± 0.141", "0.400"]
+    assert head[-2:] == ["-", "0.100"]
+
+
+def test_one_rule_makes_no_update_table(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, update="full", **{"update/optimizer": "sgd"})
+    assert update_tables(read_runs(tmp_path)) == []

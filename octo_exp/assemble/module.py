@@ -1,0 +1,65 @@
+"""The LightningModule of a config: the network, what of it trains, by which optimizer."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from octo_exp.assemble.nets import float_net, native_net
+from octo_exp.assemble.update import update_rule
+from octo_exp.kernels.api import resolve_impl
+from octo_exp.lit import LitClassifier
+from octo_exp.native import Native
+from octo_exp.nn.convert import compensation_penalty, parameter_groups
+from octo_exp.nn.guard import Verdict
+from octo_exp.quant.rounding import Clock
+from octo_exp.update.rule import UpdateRule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What a run trains, and how it was made: kernels, quantised layers, the guard's verdict, the update rule."""
+
+    module: LitClassifier
+    clock: Clock
+    impl: str
+    converted: tuple[str, ...]
+    verdict: Verdict | None
+    rule: UpdateRule | None
+
+
+def build_module(cfg: DictConfig, datamodule: Any) -> Built:
+    """Net, quantised, with the weights it starts from; checked against the data before anything is trained."""
+    scheme = instantiate(cfg.quant, _convert_="all")
+    impl = resolve_impl(cfg.kernel.impl, _device_type(cfg))
+    log.info("kernel implementation: %s", impl)
+    clock = Clock(seed=cfg.seed)
+    model = instantiate(cfg.model, _convert_="all")
+    if isinstance(scheme, Native):
+        net, converted, verdict = native_net(cfg, scheme, model, datamodule)
+    else:
+        net, converted, verdict = float_net(cfg, scheme, model, datamodule, impl=impl, clock=clock)
+    rule = update_rule(cfg, net, datamodule)
+    if rule is not None:
+        rule.apply(net)
+    module = LitClassifier(
+        net=net,
+        num_classes=datamodule.classes,
+        optimizer=instantiate(cfg.optim.optimizer) if rule is None else partial(rule.build_optimizer, net),
+        scheduler=instantiate(cfg.optim.scheduler),
+        parameter_groups=parameter_groups if rule is None else rule.parameter_groups,
+        penalty=compensation_penalty,
+    )
+    return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict, rule=rule)
+
+
+def _device_type(cfg: DictConfig) -> str:
+    wanted = cfg.trainer.accelerator
+    cuda = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
+    return "cuda" if cuda else "cpu"

@@ -1,0 +1,131 @@
+"""The network of a config: float under a scheme, or an int8 graph, with the weights it starts from."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from octo_exp.assemble.config import choice
+from octo_exp.errors import UserError
+from octo_exp.mcu.layers import McuConv2d
+from octo_exp.mcu.spec import ModelSpec
+from octo_exp.native import Native
+from octo_exp.nn.convert import convert
+from octo_exp.nn.guard import Guard, Verdict
+from octo_exp.quant.rounding import Clock
+from octo_exp.quant.scheme import Scheme
+from octo_exp.weights import checkpoint_path, net_state, start_from
+
+log = logging.getLogger(__name__)
+
+
+def float_net(
+    cfg: DictConfig, scheme: Scheme, net: Any, datamodule: Any, *, impl: str, clock: Clock
+) -> tuple[nn.Module, tuple[str, ...], Verdict | None]:
+    """(net, converted layers, the guard's verdict) of a float network under a scheme."""
+    if isinstance(net, ModelSpec):
+        name = choice("model", cfg)
+        raise UserError(f"model={name} is an int8 graph, which quant={cfg.quant.name} cannot train; use quant=native")
+    net = net.to(memory_format=torch.channels_last)
+    _check_shapes(net, datamodule)
+    if not scheme.is_float and str(cfg.trainer.precision) not in ("32-true", "32", "bf16-mixed", "16-mixed"):
+        raise UserError(
+            f"trainer.precision={cfg.trainer.precision}: quantised layers keep fp32 weights; use 32-true or bf16-mixed"
+        )
+    verdict = None
+    if cfg.kernel.guard and not scheme.is_float:
+        verdict = speed_guard(
+            net, scheme, impl=impl, input_shape=datamodule.input_shape, batch_size=cfg.data.batch_size
+        )
+    converted = quantize_net(net, scheme, verdict, impl=impl, clock=clock, input_shape=datamodule.input_shape)
+    if cfg.init_from is not None:
+        path = checkpoint_path("init_from", cfg.init_from)
+        start_from(net, net_state(path, "init_from"), where=str(path))
+    return net, converted, verdict
+
+
+def native_net(
+    cfg: DictConfig, native: Native, model: Any, datamodule: Any
+) -> tuple[nn.Module, tuple[str, ...], Verdict | None]:
+    """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
+    if str(cfg.trainer.precision) not in ("32-true", "32"):
+        raise UserError(f"trainer.precision={cfg.trainer.precision}: int8 graphs keep fp32 masters; use 32-true")
+    path = None if cfg.init_from is None else checkpoint_path("init_from", cfg.init_from)
+    state = None if path is None else net_state(path, "init_from")
+    if isinstance(model, nn.Module):
+        _check_shapes(model, datamodule)
+        if state is None and cfg.ckpt is None:
+            name = choice("model", cfg)
+            raise UserError(
+                f"quant=native quantises a trained network, and model={name} starts from nothing; train it with "
+                "quant=fp32, then give init_from=<that run's folder>"
+            )
+        if state is not None and any("compensator" in key for key in state):
+            raise UserError(f"init_from: {path} was trained with compensation (LAC); give a run of quant=fp32 or int8")
+        if state is not None and set(model.state_dict()) <= set(state):
+            start_from(model, state, where=str(path))
+            state = None
+    net = native.graph(model, datamodule)
+    _check_shapes(net, datamodule)
+    if state is not None:
+        start_from(net, state, where=str(path))
+    return net, tuple(name for name, module in net.named_modules() if isinstance(module, McuConv2d)), None
+
+
+def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:
+    """Measure (once a machine, with a progress bar) where int8 pays, and log what stays float."""
+    device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octo_exp" / "speed_guard.json"
+
+    def progress(names: Sequence[str]) -> Iterable[str]:
+        return track(names, description="speed guard", console=Console(stderr=True), transient=True)
+
+    guard = Guard(batch_size=batch_size, cache=cache, device=device, progress=progress)
+    verdict = guard.verdict(net.to(device), scheme, impl=impl, input_shape=input_shape)
+    net.to("cpu")
+    for line in verdict.lines():
+        log.info(line)
+    return verdict
+
+
+def quantize_net(
+    net: nn.Module,
+    scheme: Scheme,
+    verdict: Verdict | None,
+    *,
+    impl: str,
+    clock: Clock,
+    input_shape: tuple[int, ...],
+) -> tuple[str, ...]:
+    """Convert the net as the scheme and the guard's verdict say; return the names of the quantised layers."""
+    if verdict is not None and verdict.whole is not None:
+        return ()
+    keep = {} if verdict is None else verdict.keep
+    return convert(net, scheme, impl=impl, clock=clock, input_shape=input_shape, keep=keep)
+
+
+def _check_shapes(net: torch.nn.Module, datamodule: Any) -> None:
+    """One image of zeros through the float net: shapes and classes must agree before training starts."""
+    shape = datamodule.input_shape
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model and data do not fit: an image of {datamodule.name} is {shape} ({reason}); "
+            "check model.in_channels, model.image_size and data.channels"
+        ) from error
+    net.train()
+    if logits.shape != (1, datamodule.classes):
+        raise UserError(
+            f"the model gives {logits.shape[-1]} classes and {datamodule.name} has {datamodule.classes}; "
+            "leave model.num_classes to the data"
+        )

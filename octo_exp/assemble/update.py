@@ -1,0 +1,72 @@
+"""What of an int8 graph trains: the update rule of a config, its scheme searched for where a budget is given."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from octo_exp.assemble.config import choice
+from octo_exp.data.cache import cache_dir
+from octo_exp.errors import UserError
+from octo_exp.update.rule import UpdateRule
+
+log = logging.getLogger(__name__)
+
+SCHEME_FILE = "scheme.yaml"
+
+
+def update_rule(cfg: DictConfig, net: nn.Module, datamodule: Any) -> UpdateRule | None:
+    """Return the rule that `update=` names, or None; with update.budget_kb its scheme is searched for first."""
+    # A DictConfig has a method of that name.
+    node = cfg.get("update", None)
+    if not node:
+        return None
+    if not hasattr(net, "convs"):
+        raise UserError(
+            f"update= chooses what of a microcontroller graph trains, and model={choice('model', cfg)} under "
+            f"quant={cfg.quant.name} is none; use quant=native or leave update= out"
+        )
+    rule = instantiate(node, _convert_="all")
+    # What is only evaluated trains nothing.
+    return rule if rule.budget_kb is None or not cfg.train else _searched(cfg, net, datamodule, rule)
+
+
+def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule) -> UpdateRule:
+    """The rule with the best scheme within the budget; the scheme stands in the run's folder as a yaml of its own."""
+    from octo_exp.update.search import search_scheme
+
+    found = search_scheme(
+        net,
+        rule=rule,
+        train_batches=_normalised(datamodule, datamodule.train_dataloader()),
+        val_batches=_normalised(datamodule, datamodule.val_dataloader()),
+        budget_kb=rule.budget_kb,
+        settings=rule.search,
+        cache=cache_dir() / "contributions" / f"{choice('model', cfg)}-{cfg.data.name}-s{cfg.seed}.json",
+        progress=_bar,
+    )
+    text = found.yaml(model=choice("model", cfg), base=choice("update", cfg))
+    (Path(cfg.save_dir) / SCHEME_FILE).write_text(text, encoding="utf-8")
+    log.info("scheme found for %g KB:\n%s", rule.budget_kb, text)
+    return replace(rule, sparse=found.scheme, budget_kb=None)
+
+
+def _bar(names: Sequence[str]) -> Iterator[str]:
+    """Pass the names of probes on, a bar beside them."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("scheme search", total=len(names))
+        for name in names:
+            progress.update(task, description=f"scheme search: {name}")
+            yield name
+            progress.advance(task)
+
+
+def _normalised(datamodule: Any, loader: Iterable[Any]) -> Iterable[Any]:
+    return (datamodule.on_after_batch_transfer(batch, 0) for batch in loader)

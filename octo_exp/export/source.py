@@ -1,0 +1,46 @@
+"""What is exported: the network of a run's last checkpoint, with the data that it was trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from octo_exp.assemble import build_module, replaced
+from octo_exp.errors import UserError
+from octo_exp.weights import check_same_network, checkpoint_path, net_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A run: its folder, its config, its checkpoint, the trained network and its data, ready to be read."""
+
+    folder: Path
+    cfg: DictConfig
+    checkpoint: Path
+    net: nn.Module
+    datamodule: Any
+
+
+def read_run(value: str) -> Source:
+    """Return the trained network of a run folder; UserError where the folder holds no finished run."""
+    folder = Path(value).expanduser()
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"run={value}: the folder holds no config.yaml; give the folder of a run of train.py")
+    checkpoint = checkpoint_path("run", value)
+    try:
+        cfg = OmegaConf.load(config)
+    except Exception as error:
+        raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
+    state = net_state(checkpoint, "run")
+    # The checkpoint holds weights and scales: where they came from, and what of them trained, matters no more.
+    cfg = replaced(cfg, ckpt=str(checkpoint), init_from=None, update=None)
+    datamodule = instantiate(cfg.data)
+    datamodule.setup()
+    net = build_module(cfg, datamodule).module.net
+    check_same_network(net, state, where=str(checkpoint))
+    net.load_state_dict(state)
+    return Source(folder=folder, cfg=cfg, checkpoint=checkpoint, net=net.eval(), datamodule=datamodule)

@@ -1,0 +1,51 @@
+"""`quant=native`: the int8 graph of a model file, or of a trained float net that is calibrated and quantised."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from octo_exp.errors import UserError
+from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Native:
+    """What conf/quant/native.yaml says; its comments say what each value means."""
+
+    name: str
+    precision: str
+    head: str
+    mode: str
+    quantize_gradient: bool
+    calibration: Mapping[str, Any]
+
+    def graph(self, model: nn.Module | ModelSpec, datamodule: Any) -> McuNet:
+        """Return the int8 graph of a model file's spec, or of a trained float net [N, C, S, S] -> [N, classes].
+
+        Args:
+            model: either; a net is left as it is.
+            datamodule: gives `classes`, and images to calibrate on.
+
+        Raises:
+            UserError: a net with an operation that has no int8 form, or a head that does not fit.
+
+        """
+        spec = model if isinstance(model, ModelSpec) else self._quantized(model, datamodule)
+        fits = spec.classifier.out_channels == datamodule.classes
+        head = ("original" if fits else "fp") if self.head == "auto" else self.head
+        options = {"mode": self.mode, "quantize_gradient": self.quantize_gradient}
+        return McuNet(spec, num_classes=datamodule.classes, head=head, **options)
+
+    def _quantized(self, net: nn.Module, datamodule: Any) -> ModelSpec:
+        # Most graphs come from files, and torch.fx takes its time.
+        from octo_exp.ptq import quantize_network
+
+        settings = dict(self.calibration)
+        images = settings.pop("images", None)
+        if not isinstance(images, int) or images < 1:
+            raise UserError(f"quant.calibration.images={images}: it must be a whole number of at least 1")
+        batches = datamodule.calibration_batches(min(images, datamodule.train_size))
+        return quantize_network(net, batches, **settings)

@@ -1,0 +1,147 @@
+"""Export of a run's int8 graph: verified, whole or not at all, with a manifest; read again it is the same network."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from octo_exp.export import mcu
+from octo_exp.export.__main__ import main
+from octo_exp.export.source import read_run
+from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.reader import read_model
+from octo_exp.mcu.writer import write_model
+from octo_exp.run import run
+from tests.configs import composed
+from tests.mcu.helpers import tiny_model
+
+SMALL = ("data=digits", "data.limit_train=120", "data.limit_test=60", "data.epochs=1", "logger=csv")
+PIXELS = "model.pixels={channels:3,mean:[.5,.5,.5],std:[0.00392156862745098,0.00392156862745098,0.00392156862745098]}"
+
+
+def trained(folder: Path, *settings: str) -> Path:
+    """A run of a small graph; its folder."""
+    write_model(tiny_model(), folder / "tiny.pkl")
+    graph = ("model=graph", f"model.path={folder / 'tiny.pkl'}", "model.image_size=16", f"++{PIXELS}", "quant=native")
+    run(composed(*SMALL, *graph, *settings, save_dir=folder / "run"))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory) -> Path:
+    settings = ("quant.head=quantized", "update=qas", "update.mode=strict_int8", "update.lr=0.001")
+    return trained(tmp_path_factory.mktemp("strict"), *settings)
+
+
+def test_a_run_in_strict_int8_is_exported_with_identical_logits(strict, capsys):
+    assert main(["format=mcu", f"run={strict}"]) == 0
+    assert "logits identical to the run's" in capsys.readouterr().out
+    path = strict / "export" / "run.pkl"
+    content = json.loads((path.parent / "run.pkl.json").read_text())
+    assert content["logits_identical_to_run"] is True
+    assert content["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert content["accuracy"] == content["accuracy_of_run"]
+    assert content["test_images"] == 60
+    assert {p.name for p in path.parent.iterdir()} == {"run.pkl", "run.pkl.json"}
+    # The export is the trained network, not the file it came from.
+    assert any(
+        not np.array_equal(a.weight, b.weight) for a, b in zip(read_model(path).convs, tiny_model().convs, strict=True)
+    )
+    # As a model it gives the run's logits in a run of its own.
+    again = composed(
+        *SMALL,
+        "model=graph",
+        f"model.path={path}",
+        "model.image_size=16",
+        f"++{PIXELS}",
+        "quant=native",
+        "train=false",
+        save_dir=strict.parent / "again",
+    )
+    assert run(again)["test/acc"] == pytest.approx(content["accuracy"])
+
+
+def test_a_float_head_is_quantised_and_said_to_be(tmp_path, capsys):
+    folder = trained(tmp_path, "update=head_only", "update.lr=0.05")
+    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'out/net.pkl'}"]) == 0
+    content = json.loads((tmp_path / "out" / "net.pkl.json").read_text())
+    assert content["logits_identical_to_run"] is False
+    assert content["same_class_as_run"] > 0.7
+    assert "rounded" in capsys.readouterr().out
+    assert read_model(tmp_path / "out/net.pkl").classifier.out_channels == 10
+
+
+def test_a_file_that_does_not_verify_leaves_nothing_and_keeps_what_was_there(strict, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "net.pkl"
+    target.write_text("before")
+    shaken = tiny_model(seed=9)
+    monkeypatch.setattr(mcu, "read_model", lambda path: shaken)
+    monkeypatch.setattr(
+        McuNet, "with_classifier", classmethod(lambda cls, spec, *, mode: _ten_classes(cls, spec, mode))
+    )
+    assert main(["format=mcu", f"run={strict}", f"output={target}"]) == 1
+    assert "does not verify" in capsys.readouterr().err
+    assert target.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pkl"]
+
+
+def _ten_classes(cls, spec, mode):
+    head = "original" if spec.classifier.out_channels == 10 else "quantized"
+    return cls(spec, num_classes=10, head=head, mode=mode)
+
+
+def test_logits_that_are_not_the_runs_are_refused(strict, tmp_path, monkeypatch, capsys):
+    spec_of = mcu.spec_of
+
+    def shaken(net, *, logits_absmax):
+        with torch.no_grad():
+            net.head.bias += 1e6
+        spec = spec_of(net, logits_absmax=logits_absmax)
+        with torch.no_grad():
+            net.head.bias -= 1e6
+        return spec
+
+    monkeypatch.setattr(mcu, "spec_of", shaken)
+    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 1
+    assert "its logits are not the run's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_counts_as_integers(strict):
+    net = read_run(str(strict)).net
+    assert mcu.consists_of_integers(net)
+    with torch.no_grad():
+        net.convs[1].weight.view(-1)[0] = 128
+    assert not mcu.consists_of_integers(net)
+    with torch.no_grad():
+        net.convs[1].weight.view(-1)[0] = 0.5
+    assert not mcu.consists_of_integers(net)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "format= is missing"),
+        (["format=mcu"], 2, "run= is missing"),
+        (["format=tar", "run=x"], 2, "format=tar is unknown; choose one of mcu"),
+        (["format=mcu", "run=x", "speed=9"], 2, "'speed=9' is not understood"),
+        (["format=mcu", "run=/nowhere"], 1, "the folder holds no config.yaml"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, code, words, capsys):
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_without_a_graph_or_a_checkpoint_is_refused(strict, tmp_path, capsys):
+    run(composed(*SMALL, "model=simplecnn", "quant=int8", save_dir=tmp_path / "int8"))
+    assert main(["format=mcu", f"run={tmp_path / 'int8'}"]) == 1
+    assert "quantise it first: python train.py quant=native init_from=" in capsys.readouterr().err
+    (tmp_path / "int8/checkpoints/last.ckpt").unlink()
+    assert main(["format=mcu", f"run={tmp_path / 'int8'}"]) == 1
+    assert "holds no checkpoints/last.ckpt" in capsys.readouterr().err
