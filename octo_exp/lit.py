@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from octo_exp.errors import UserError
+
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
 Penalty = Callable[[nn.Module], Tensor | None]
 
@@ -43,6 +45,8 @@ class LitClassifier(LightningModule):
         scheduler: (optimizer, total_steps=) -> scheduler stepped every batch, or None.
         parameter_groups: net -> optimizer groups (LAC's parameters have a rate of their own).
         penalty: net -> what is added to the training loss, or None.
+        trained: what of the net trains where that is not all, as plain values: a checkpoint goes on only where it was
+            the same. None: everything.
 
     Log keys: {train,val,test}/loss, {train,val,test}/acc (fraction in [0, 1]).
 
@@ -57,11 +61,12 @@ class LitClassifier(LightningModule):
         scheduler: Callable[..., LRScheduler] | None,
         parameter_groups: ParameterGroups,
         penalty: Penalty,
+        trained: list[Any] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._parameter_groups, self._penalty = parameter_groups, penalty
+        self._parameter_groups, self._penalty, self._trained = parameter_groups, penalty, trained
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
         )
@@ -92,6 +97,18 @@ class LitClassifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log test loss and accuracy."""
         self._step(batch, "test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what trains."""
+        checkpoint["trained"] = self._trained
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint of which something else was trained."""
+        going_on = self._trainer is not None and self.trainer.state.fn == "fit"
+        if going_on and checkpoint.get("trained") != self._trained:
+            raise UserError(
+                "ckpt: what trained there is not what would train here; give the run's own update= and init_from="
+            )
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its per-step scheduler."""

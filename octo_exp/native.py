@@ -8,6 +8,8 @@ from torch import nn
 
 from octo_exp.errors import UserError
 from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.heads import HEADS
+from octo_exp.mcu.ops import MODES
 from octo_exp.mcu.spec import ModelSpec
 
 
@@ -22,6 +24,11 @@ class Native:
     quantize_gradient: bool
     calibration: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Refuse an arithmetic that is none."""
+        if self.mode not in MODES:
+            raise UserError(f"quant.mode={self.mode} is unknown; choose one of {', '.join(MODES)}")
+
     def graph(self, model: nn.Module | ModelSpec, datamodule: Any) -> McuNet:
         """Return the int8 graph of a model file's spec, or of a trained float net [N, C, S, S] -> [N, classes].
 
@@ -34,10 +41,15 @@ class Native:
 
         """
         spec = model if isinstance(model, ModelSpec) else self._quantized(model, datamodule)
-        fits = spec.classifier.out_channels == datamodule.classes
-        head = ("original" if fits else "fp") if self.head == "auto" else self.head
         options = {"mode": self.mode, "quantize_gradient": self.quantize_gradient}
-        return McuNet(spec, num_classes=datamodule.classes, head=head, **options)
+        return McuNet(spec, num_classes=datamodule.classes, head=self.head_of(spec, datamodule.classes), **options)
+
+    def head_of(self, spec: ModelSpec, classes: int) -> str:
+        """Return the head's name, that of `auto` for a number of classes."""
+        if self.head not in (*HEADS, "auto"):
+            raise UserError(f"quant.head={self.head} is unknown; choose one of auto, {', '.join(HEADS)}")
+        fits = spec.classifier.out_channels == classes
+        return ("original" if fits else "fp") if self.head == "auto" else self.head
 
     def _quantized(self, net: nn.Module, datamodule: Any) -> ModelSpec:
         # Most graphs come from files, and torch.fx takes its time.

@@ -93,6 +93,9 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("saved for backward, MiB", number("memory/saved_for_backward_mib", "{:,.1f}")),
         ("peak memory, MiB", number("memory/peak_mib", "{:,.0f}")),
     ]
+    if content.get("update"):
+        lines.append(("update", f"{content['update']} ({content['update/optimizer']})"))
+        lines.append(("  memory beside the forward pass, KB", number("update/extra_memory_kb", "{:,.3f}")))
     for key in content:
         if key.endswith("/train_step_cycles"):
             profile = key.split("/")[1]

@@ -50,25 +50,38 @@ def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[
     """
     own = net.state_dict()
     head = _head(net)
+    fresh = _fresh_head({k: v for k, v in own.items() if k.startswith(head)}, state, head, where)
     loaded: dict[str, Tensor] = {}
-    fresh: list[str] = []
     for name, value in own.items():
-        if "quantizer_" in name or ("compensator." in name and _unfit(state.get(name), value)):
+        if name in fresh or "quantizer_" in name:
+            continue
+        if "compensator." in name and _unfit(state.get(name), value):
             continue
         if name not in state:
             raise UserError(
-                f"init_from: {where} has no {name!r}: it is another model; choose the model it was made with"
+                f"init_from: {where} has no {name!r}: it is another model or scheme; choose the one it was made with"
             )
-        if not _unfit(state[name], value):
-            loaded[name] = state[name]
-        elif name.rpartition(".")[0] == head:
-            fresh.append(name)
-        else:
+        if _unfit(state[name], value):
             raise UserError(_misfit(name, state[name], value, where))
+        loaded[name] = state[name]
     net.load_state_dict(loaded, strict=False)
     if fresh:
-        log.warning("init_from: the classes differ, so the head (%s) starts anew", head)
+        log.warning("init_from: the classes differ, so the head (%s) starts anew", head.rstrip("."))
     return fresh
+
+
+def _fresh_head(own: dict[str, Tensor], state: dict[str, Tensor], head: str, where: str) -> list[str]:
+    """Names of a head whose classes differ from the other run's: all of it; UserError for a head of another kind."""
+    theirs = {name: value for name, value in state.items() if name.startswith(head)}
+    if not theirs:
+        return []
+    ours, other = (next(len(v) for k, v in d.items() if k.endswith("weight")) for d in (own, theirs))
+    if ours != other:
+        return [name for name in own if "quantizer_" not in name and "compensator." not in name]
+    if set(own) - set(theirs) and not any("compensator." in name or "quantizer_" in name for name in own):
+        kind = "fp" if f"{head}linear.weight" in theirs else "quantized or original"
+        raise UserError(f"init_from: {where} has a head of another kind; set quant.head={kind}")
+    return []
 
 
 def _misfit(name: str, theirs: Tensor, ours: Tensor, where: str) -> str:
@@ -82,8 +95,10 @@ def _unfit(theirs: Tensor | None, ours: Tensor) -> bool:
 
 
 def _head(net: nn.Module) -> str:
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    return names[-1]
+    """Return the beginning of the names of the head's tensors: of `net.head`, else of the last layer."""
+    if isinstance(getattr(net, "head", None), nn.Module):
+        return "head."
+    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1] + "."
 
 
 def check_same_network(net: nn.Module, state: dict[str, Tensor], *, where: str) -> None:

@@ -2,20 +2,21 @@
 
     python -m sweeps.compare_updates data=flowers5_32,cifar100_20c data.epochs=11 --jobs 2
 
-A rule is `update:optimizer`. For each data set and rule the rates are tried with the first seed; the one of best
-validation accuracy then runs with every seed, and only these runs' test accuracy is reported. Where the best rate is
-the largest or smallest one tried, the next is tried too, so no rule wins by its grid. A run that diverges counts as
-accuracy 0. Every job is a call of train.py in a folder of its own; started again, the study goes on.
+A rule is `update:optimizer`. For each data set and rule the rates are tried with the first seed; where the best one is
+the largest or smallest tried, the next is tried too, so no rule wins by its grid. The two best then run with all seeds,
+and of the one with the better mean validation accuracy the test accuracy is reported. A run that diverges counts as 0.
+Every job is a call of train.py in a folder of its own; started again, the study goes on.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ RULES = "head_only:sgd_nomom,mcunet_5fps_99kb:sgd_nomom,mcunet_5fps_99kb:sgd_sca
 RATES = "0.025,0.05,0.1"
 # How far a grid may grow on either side.
 _MOST_RATES = 12
+# Rates that run with every seed: the best one of a single seed may lie where others diverge.
+_FINALISTS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +63,22 @@ class Job:
 Run = Callable[[Sequence[Job]], list[dict[str, Any]]]
 
 
-def best_rate(run: Run, *, data: str, rule: str, rates: Iterable[float], seed: int) -> tuple[float, dict[float, float]]:
-    """Return the rate of best validation accuracy, and the accuracy of each rate that was tried."""
+def tried_rates(run: Run, *, data: str, rule: str, rates: Iterable[float], seed: int) -> dict[float, float]:
+    """Return the validation accuracy of each rate that was tried, with rates on both sides of the best one."""
     tried: dict[float, float] = {}
     wanted = sorted(rates)
     while wanted:
         found = run([Job(data=data, rule=rule, rate=rate, seed=seed) for rate in wanted])
         tried |= {rate: result.get("val/acc", 0.0) for rate, result in zip(wanted, found, strict=True)}
-        best = max(tried, key=lambda rate: (tried[rate], -rate))
+        best = ranked(tried)[0]
         beyond = [best * 2] if best == max(tried) else [best / 2] if best == min(tried) else []
         wanted = beyond if len(tried) < _MOST_RATES else []
-    return best, dict(sorted(tried.items()))
+    return dict(sorted(tried.items()))
+
+
+def ranked(accuracies: Mapping[float, float]) -> list[float]:
+    """Return rates from best to worst, of equal ones the lower first."""
+    return sorted(accuracies, key=lambda rate: (-accuracies[rate], rate))
 
 
 def study(
@@ -84,14 +92,23 @@ def study(
 
 
 def _row(run: Run, data: str, rule: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
-    rate, tried = best_rate(run, data=data, rule=rule, rates=rates, seed=seeds[0])
-    found = run([Job(data=data, rule=rule, rate=rate, seed=seed) for seed in seeds])
+    tried = tried_rates(run, data=data, rule=rule, rates=rates, seed=seeds[0])
+    finalists = {
+        rate: run([Job(data=data, rule=rule, rate=rate, seed=seed) for seed in seeds])
+        for rate in ranked(tried)[:_FINALISTS]
+    }
+    means = {
+        rate: statistics.fmean(result.get("val/acc", 0.0) for result in results) for rate, results in finalists.items()
+    }
+    rate = ranked(means)[0]
+    found = finalists[rate]
     first = found[0]
     return {
         "data": data,
         "rule": rule,
         "rate": rate,
-        "val/acc by rate": tried,
+        "val/acc by rate, first seed": tried,
+        "val/acc by rate, all seeds": means,
         "test/acc": [result.get("test/acc", 0.0) for result in found],
         "extra_memory_kb": first.get("update/extra_memory_kb"),
         "cycles": {key: value for key, value in first.items() if key.endswith("/train_step_cycles")},
@@ -154,6 +171,38 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def _names(rules: str) -> list[str]:
+    """Return the rules of --rules; UserError where one is no `update:optimizer`."""
+    # It imports torch, for which --help need not wait.
+    from octo_exp.update.rule import OPTIMIZERS
+
+    updates = sorted(path.stem for path in (TRAIN.parent / "conf" / "update").glob("*.yaml"))
+    for rule in rules.split(","):
+        update, _, optimizer = rule.partition(":")
+        if update not in updates:
+            raise UserError(f"--rules: {rule!r} has no update of {', '.join(updates)}; write update:optimizer")
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"--rules: {rule!r} has no optimizer of {', '.join(OPTIMIZERS)}; write update:optimizer")
+    return rules.split(",")
+
+
+def _rates(rates: str) -> list[float]:
+    """Return the rates of --rates; UserError where one is no number above 0."""
+    try:
+        found = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        found = [0.0]
+    if not all(0 < rate < math.inf for rate in found):
+        raise UserError(f"--rates {rates}: write numbers above 0, by commas, such as {RATES}")
+    return found
+
+
+def _at_least_one(option: str, value: int) -> int:
+    if value < 1:
+        raise UserError(f"--{option} {value}: write 1 or more")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study, print its table, keep it as JSON beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,14 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sets = [value for line in options.overrides if line.startswith("data=") for value in line[5:].split(",")]
     others = [line for line in options.overrides if not line.startswith("data=")]
     try:
+        rules, rates = _names(options.rules), _rates(options.rates)
+        jobs, seeds = _at_least_one("jobs", options.jobs), _at_least_one("seeds", options.seeds)
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            rows = study(
-                runner(options.folder, others, jobs=options.jobs, progress=progress),
-                sets=sets or ["flowers5_32"],
-                rules=options.rules.split(","),
-                rates=[float(rate) for rate in options.rates.split(",")],
-                seeds=range(options.seeds),
-            )
+            run = runner(options.folder, others, jobs=jobs, progress=progress)
+            rows = study(run, sets=sets or ["flowers5_32"], rules=rules, rates=rates, seeds=range(seeds))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

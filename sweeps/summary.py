@@ -84,13 +84,14 @@ def transfer_tables(rows: Sequence[Row]) -> list["Table"]:
 def update_tables(rows: Sequence[Row]) -> list["Table"]:
     """Returns, for each model, test accuracy by update rule and optimizer (rows) and data set (columns), over seeds.
 
-    Beside the rule stand the memory that it needs beyond the forward pass, the cycles of a step and the seconds of a
-    run, averages over the rule's runs.
+    Settings that differ among the runs belong to the rule: only seeds are averaged. Beside the rule stand the memory
+    that it needs beyond the forward pass, the cycles of a step and the seconds of a run, averages over its runs.
     """
     from rich.table import Table
 
     trained = [row for row in rows if row.get("update") and _is_number(row.get("test/acc"))]
-    if len({(row["update"], row.get("update/optimizer")) for row in trained}) < 2:
+    settings = _rule_settings(trained)
+    if len({_rule(row, settings) for row in trained}) < 2:
         return []
     tables = []
     for model in _distinct(row.get("model") for row in trained):
@@ -103,13 +104,26 @@ def update_tables(rows: Sequence[Row]) -> list["Table"]:
             table.add_column(column)
         for title in ("extra memory, KB", *(_cycle_title(key) for key in cycles), "seconds", *map(str, sets)):
             table.add_column(title, justify="right")
-        for rule in _distinct((row["update"], row.get("update/optimizer")) for row in block):
-            same = [row for row in block if (row["update"], row.get("update/optimizer")) == rule]
+        for rule in _distinct(_rule(row, settings) for row in block):
+            same = [row for row in block if _rule(row, settings) == rule]
             facts = [_average(same, key, places) for key, places in columns.items()]
             reached = [_mean([row["test/acc"] for row in same if row.get("data") == name]) for name in sets]
-            table.add_row(*map(_text, rule), *facts, *reached)
+            table.add_row(*rule, *facts, *reached)
         tables.append(table)
     return tables
+
+
+def _rule_settings(rows: Sequence[Row]) -> list[str]:
+    """Returns what tells rules apart beside their names: what varies but seed, data set, model and folders."""
+    known = ("data", "model", "update", "seed", f"{SETTING}update.optimizer")
+    return [name for name in _telling(rows) if name not in known and not name.startswith(f"{SETTING}hydra.")]
+
+
+def _rule(row: Row, settings: Sequence[str]) -> tuple[str, str]:
+    """Returns a run's rule with its settings, such as `sparse budget_kb=50`, and its optimizer."""
+    given = [(name, row[name]) for name in settings if row.get(name) is not None]
+    told = [f"{name.removeprefix(SETTING).removeprefix('update.')}={value}" for name, value in given]
+    return " ".join([str(row["update"]), *told]), _text(row.get("update/optimizer"))
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -17,8 +17,8 @@ from tests.configs import CONF, composed, options, pairwise
 
 # int8 graphs are read from files and belong to quant=native: tests/test_native.py.
 GRAPHS = {"graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native"}
-# Sets of the hub differ from these in nothing that a step on random images sees.
-HUB = {"cars", "cifar100", "cub", "flowers102", "food101", "pets", "vww"}
+# Sets of the hub, and a folder of your own, differ from these in nothing that a step on random images sees.
+HUB = {"cars", "cifar100", "cub", "flowers102", "folder", "food101", "pets", "vww"}
 GROUPS = {group: [o for o in options(group) if o not in GRAPHS | HUB] for group in ("data", "model", "quant")}
 FLOAT = {"fp32", "bf16"}
 
@@ -113,7 +113,9 @@ def targets(node: object, path: str = ""):
 def test_research_values_have_no_default_in_python(group):
     """Our own constructors are keyword-only, without defaults, and the yaml names every argument."""
     for option in options(group):
-        cfg = composed(f"hw=[{option}]" if group == "hw" else f"{group}={option}")
+        settings = [f"hw=[{option}]" if group == "hw" else f"{group}={option}"]
+        # Only its user knows.
+        cfg = composed(*settings, *(["data.classes=2"] if option == "folder" else []))
         for path, node in targets(cfg[group]):
             if not node._target_.startswith("octo_exp.") or node._target_.endswith("warmup_cosine"):
                 continue

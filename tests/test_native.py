@@ -1,6 +1,7 @@
 """quant=native in a run: graphs of files and of float nets, update rules, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from hydra.errors import InstantiationException
 
 from octo_exp.errors import UserError
 from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.heads import random_classifier
 from octo_exp.mcu.writer import write_model
 from octo_exp.run import run
+from octo_exp.weights import start_from
 from tests.configs import composed
 from tests.mcu.helpers import model_file, tiny_model
 
@@ -57,8 +60,10 @@ def test_only_what_the_rule_names_moves(graph, tmp_path):
         assert torch.equal(state[f"net.{key}"], before[key]), key
 
 
-def test_a_graph_is_evaluated_as_it_is(graph, tmp_path):
-    results = go(tmp_path, *graph, "train=false")
+def test_a_graph_is_evaluated_as_it_is(tmp_path):
+    write_model(replace(tiny_model(), classifier=random_classifier(tiny_model().classifier, 10)), tmp_path / "ten.pkl")
+    graph = ("model=graph", f"model.path={tmp_path / 'ten.pkl'}", "model.image_size=16", f"++{PIXELS}", "quant=native")
+    results = go(tmp_path, *DIGITS, *graph, "train=false")
     assert 0 <= results["test/acc"] <= 1
     assert results["steps"] == 0
 
@@ -79,6 +84,55 @@ def test_resume_with_a_ratio_is_bit_identical(graph, tmp_path):
     assert rest["weights_sha256"] == whole["weights_sha256"]
 
 
+def test_a_checkpoint_goes_on_only_with_the_channels_it_trained(graph, tmp_path):
+    rule = ("update=last_k", "update.sparse.n_bias=3", "update.sparse.ratio=0.5", "update.lr=0.001")
+    go(tmp_path / "part", *graph, *rule)
+    for other in ("update.sparse.criteria=magnitude-", "update.sparse.n_bias=2", "update.sparse.ratio=1"):
+        with pytest.raises(UserError, match="what trained there is not what would train here"):
+            go(tmp_path / "rest", *graph, *rule, other, "data.epochs=2", f"ckpt={tmp_path / 'part'}")
+    # Tested is what is there, whatever trained.
+    go(tmp_path / "test", *graph, "train=false", f"ckpt={tmp_path / 'part'}")
+
+
+@pytest.mark.parametrize("head", ["quantized", "fp"])
+def test_heads_of_other_runs(graph, tmp_path, head):
+    head, other = (f"quant.head={head}", f"quant.head={'fp' if head == 'quantized' else 'quantized'}")
+    first = go(tmp_path / "first", *graph, head, "update=full", "update.lr=0.001")
+    start = f"init_from={tmp_path / 'first'}"
+    assert go(tmp_path / "same", *graph, head, start, "train=false")["weights_sha256"] == first["weights_sha256"]
+    with pytest.raises(UserError, match=r"has a head of another kind; set quant\.head="):
+        go(tmp_path / "other", *graph, other, start)
+
+
+@pytest.mark.parametrize("head", ["quantized", "fp"])
+def test_a_head_for_other_classes_starts_anew(graph, head):
+    torch.manual_seed(0)
+    source, target = (McuNet(tiny_model(), num_classes=n, head=head, mode="integer") for n in (7, 10))
+    with torch.no_grad():
+        source.convs[0].weight += 1
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    fresh = start_from(target, source.state_dict(), where="x")
+    assert set(fresh) == {key for key in before if key.startswith("head.")}
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, before[key] if key in fresh else source.state_dict()[key]), key
+
+
+def test_resume_of_a_quantised_net_needs_its_start(tmp_path):
+    small = (*DIGITS, "model=simplecnn", "model.width=4", "model.hidden=12")
+    go(tmp_path / "float", *small, "quant=fp32")
+    rule = ("quant=native", "update=last_k", "update.sparse.n_bias=2", "update.sparse.ratio=0.5", "update.lr=0.001")
+    start = f"init_from={tmp_path / 'float'}"
+    rule = (*rule, "optim.scheduler=null")
+    part = go(tmp_path / "part", *small, *rule, start, "trainer.max_epochs=1")
+    whole = go(tmp_path / "whole", *small, *rule, start, "trainer.max_epochs=2")
+    ckpt = f"ckpt={tmp_path / 'part'}"
+    rest = go(tmp_path / "rest", *small, *rule, start, ckpt, "trainer.max_epochs=2")
+    assert rest["weights_sha256"] == whole["weights_sha256"] != part["weights_sha256"]
+    with pytest.raises(UserError, match="give the init_from= of the run that goes on"):
+        go(tmp_path / "lost", *small, *rule, ckpt, "trainer.max_epochs=2")
+    assert go(tmp_path / "test", *small, *rule, ckpt, "train=false")["test/acc"] == part["test/acc"]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -86,8 +140,12 @@ def test_resume_with_a_ratio_is_bit_identical(graph, tmp_path):
         (("trainer.precision=bf16-mixed",), "int8 graphs keep fp32 masters; use 32-true"),
         (("model.image_size=32",), "holds a graph for 16; set model.image_size=16"),
         (("model.path=/nowhere.pkl",), "model.path=/nowhere.pkl: no such file; give model.path="),
-        (("quant.head=soft",), "head 'soft' is unknown"),
-        (("quant.mode=fast",), "mode 'fast' is unknown"),
+        (("quant.head=soft",), "quant.head=soft is unknown; choose one of auto, fp,"),
+        (("quant.mode=fast",), "quant.mode=fast is unknown; choose one of float_order, integer"),
+        (("kernel=reference",), "int8 graphs have arithmetics of their own; leave kernel= out"),
+        (("kernel.guard=true",), "int8 graphs have arithmetics of their own; leave kernel= out"),
+        (("model.pixels=null",), "reads pixel codes, and model.pixels does not say which"),
+        (("train=false",), "quant.head=fp starts anew; give ckpt= or init_from="),
         (("quant.head=original",), "the file's classifier has 5 classes, not 10"),
         (("update=last_k", "update.sparse.n_bias=99"), "the model has"),
     ],
@@ -113,8 +171,12 @@ def test_a_float_net_is_quantised_and_keeps_its_accuracy(tmp_path, head):
     settings = (*DIGITS[:1], "data.limit_train=600", *DIGITS[2:], "model=simplecnn", "model.width=6", "model.hidden=24")
     trained = go(tmp_path / "float", *settings, "quant=fp32", "data.epochs=12", "optim.optimizer.lr=0.01")
     graph = (*settings, "quant=native", f"init_from={tmp_path / 'float'}", f"quant.head={head}")
-    evaluated = go(tmp_path / "int8", *graph, "train=false")
     assert trained["test/acc"] > 0.8
+    if head in ("fp", "quantized"):
+        with pytest.raises(UserError, match="starts anew"):
+            go(tmp_path / "int8", *graph, "train=false")
+    else:
+        evaluated = go(tmp_path / "int8", *graph, "train=false")
     if head in ("auto", "fp_original"):
         # One of 60 images.
         assert abs(evaluated["test/acc"] - trained["test/acc"]) < 0.02

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from octo_exp.assemble.nets import float_net, native_net
-from octo_exp.assemble.update import update_rule
+from octo_exp.assemble.update import update_rule, what_trains
 from octo_exp.kernels.api import resolve_impl
 from octo_exp.lit import LitClassifier
 from octo_exp.native import Native
@@ -55,6 +55,7 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
         scheduler=instantiate(cfg.optim.scheduler),
         parameter_groups=parameter_groups if rule is None else rule.parameter_groups,
         penalty=compensation_penalty,
+        trained=None if rule is None else what_trains(net),
     )
     return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict, rule=rule)
 

@@ -55,20 +55,11 @@ def native_net(
     cfg: DictConfig, native: Native, model: Any, datamodule: Any
 ) -> tuple[nn.Module, tuple[str, ...], Verdict | None]:
     """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
-    if str(cfg.trainer.precision) not in ("32-true", "32"):
-        raise UserError(f"trainer.precision={cfg.trainer.precision}: int8 graphs keep fp32 masters; use 32-true")
     path = None if cfg.init_from is None else checkpoint_path("init_from", cfg.init_from)
     state = None if path is None else net_state(path, "init_from")
+    _check_native(cfg, model, state, where=str(path))
     if isinstance(model, nn.Module):
         _check_shapes(model, datamodule)
-        if state is None and cfg.ckpt is None:
-            name = choice("model", cfg)
-            raise UserError(
-                f"quant=native quantises a trained network, and model={name} starts from nothing; train it with "
-                "quant=fp32, then give init_from=<that run's folder>"
-            )
-        if state is not None and any("compensator" in key for key in state):
-            raise UserError(f"init_from: {path} was trained with compensation (LAC); give a run of quant=fp32 or int8")
         if state is not None and set(model.state_dict()) <= set(state):
             start_from(model, state, where=str(path))
             state = None
@@ -76,7 +67,38 @@ def native_net(
     _check_shapes(net, datamodule)
     if state is not None:
         start_from(net, state, where=str(path))
+    head = native.head_of(net.spec, datamodule.classes)
+    if not cfg.train and cfg.ckpt is None and state is None and head in ("fp", "quantized"):
+        raise UserError(
+            f"train=false evaluates what is trained, and quant.head={head} starts anew; give ckpt= or init_from=<run>"
+        )
     return net, tuple(name for name, module in net.named_modules() if isinstance(module, McuConv2d)), None
+
+
+def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None, *, where: str) -> None:
+    """Refuse settings that an int8 graph would not follow."""
+    name = choice("model", cfg)
+    if str(cfg.trainer.precision) not in ("32-true", "32"):
+        raise UserError(f"trainer.precision={cfg.trainer.precision}: int8 graphs keep fp32 masters; use 32-true")
+    if cfg.kernel.guard or cfg.kernel.impl not in ("auto", "torch"):
+        raise UserError(
+            f"kernel.impl={cfg.kernel.impl}, kernel.guard={cfg.kernel.guard}: int8 graphs have arithmetics of their "
+            "own; leave kernel= out and choose quant.mode="
+        )
+    if isinstance(model, ModelSpec):
+        if model.input.is_codes and not cfg.model.get("pixels"):
+            raise UserError(
+                f"model={name}: the file's graph reads pixel codes, and model.pixels does not say which; choose the "
+                "released model that it was made from, with model.path= of this file"
+            )
+        return
+    if state is None and (cfg.train or cfg.ckpt is None):
+        remedy = "train it with quant=fp32, then give init_from=<that run's folder>"
+        if cfg.ckpt is not None:
+            remedy = "give the init_from= of the run that goes on"
+        raise UserError(f"quant=native quantises a trained network, and model={name} starts from nothing; {remedy}")
+    if state is not None and any("compensator" in key for key in state):
+        raise UserError(f"init_from: {where} was trained with compensation (LAC); give a run of quant=fp32 or int8")
 
 
 def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:

@@ -15,6 +15,7 @@ from torch import nn
 from octo_exp.assemble.config import choice
 from octo_exp.data.cache import cache_dir
 from octo_exp.errors import UserError
+from octo_exp.mcu.writer import write_atomically
 from octo_exp.update.rule import UpdateRule
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,16 @@ def update_rule(cfg: DictConfig, net: nn.Module, datamodule: Any) -> UpdateRule 
             f"quant={cfg.quant.name} is none; use quant=native or leave update= out"
         )
     rule = instantiate(node, _convert_="all")
-    # What is only evaluated trains nothing.
-    return rule if rule.budget_kb is None or not cfg.train else _searched(cfg, net, datamodule, rule)
+    if rule.budget_kb is None:
+        return rule
+    # What is only evaluated trains nothing, and has no scheme to be searched for.
+    return _searched(cfg, net, datamodule, rule) if cfg.train else None
+
+
+def what_trains(net: Any) -> list[list[Any]]:
+    """Return of each convolution whether weights and biases train, and which channels: plain values."""
+    updates = [conv.update for conv in net.convs]
+    return [[u.train_weight, u.train_bias, None if u.kept is None else u.kept.tolist()] for u in updates]
 
 
 def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule) -> UpdateRule:
@@ -49,11 +58,11 @@ def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule
         val_batches=_normalised(datamodule, datamodule.val_dataloader()),
         budget_kb=rule.budget_kb,
         settings=rule.search,
-        cache=cache_dir() / "contributions" / f"{choice('model', cfg)}-{cfg.data.name}-s{cfg.seed}.json",
+        cache=cache_dir() / "contributions",
         progress=_bar,
     )
     text = found.yaml(model=choice("model", cfg), base=choice("update", cfg))
-    (Path(cfg.save_dir) / SCHEME_FILE).write_text(text, encoding="utf-8")
+    write_atomically(Path(cfg.save_dir) / SCHEME_FILE, text.encode())
     log.info("scheme found for %g KB:\n%s", rule.budget_kb, text)
     return replace(rule, sparse=found.scheme, budget_kb=None)
 

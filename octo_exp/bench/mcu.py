@@ -30,6 +30,7 @@ from octo_exp.callbacks.memory import SavedTensors
 from octo_exp.errors import UserError
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.ops import MODES, Conv
+from octo_exp.update.layer import LayerShape
 
 MODELS = ("mcunet_5fps", "mbv2_w035", "proxyless_w03")
 UPDATES = ("full", "mcunet_5fps_99kb", "head_only")
@@ -91,13 +92,21 @@ def check_same(reference: Subject, subject: Subject, name: str) -> None:
     """Raise UserError where logits, or gradients of what the subject trains, are not the reference's."""
     if not torch.equal(reference.backward(), subject.backward()):
         raise UserError(f"{name} does not give the logits that it is compared with: nothing is printed")
+    kept = _kept_channels(subject.net)
     for (key, p), q in zip(reference.net.named_parameters(), subject.net.parameters(), strict=True):
-        if q.grad is None:
+        if not q.requires_grad:
             continue
-        # Channels that are not kept have zeros.
-        wrong = (q.grad - p.grad)[q.grad != 0].abs().sum()
-        if not wrong <= _GRADIENT_BUDGET * p.grad.abs().sum():
+        expected, found = p.grad, torch.zeros_like(q) if q.grad is None else q.grad
+        if q in kept:
+            expected, found = (grad.index_select(*kept[q]) for grad in (expected, found))
+        if not (found - expected).abs().sum() <= _GRADIENT_BUDGET * expected.abs().sum():
             raise UserError(f"{name} has another gradient of {key} than it is compared with: nothing is printed")
+
+
+def _kept_channels(net: McuNet) -> dict[Tensor, tuple[int, Tensor]]:
+    """Return, by weight of which not all channels train, their axis and indices."""
+    partial: list[Any] = [conv for conv in net.convs if conv.update.kept is not None]
+    return {conv.weight: (0 if LayerShape.of(conv).depthwise else 1, conv.update.kept) for conv in partial}
 
 
 def saved_bytes(subject: Subject) -> int:

@@ -80,6 +80,8 @@ class Spec:
 
     def remedy(self) -> str:
         """The second half of it."""
+        if self.kind == "imagefolder" and self.folder is None:
+            return "set data.root= to the folder that holds train/ and test/"
         folder = self.folder.name if self.folder else self.name
         remedy = f"set OCTO_DATA_DIR or data.root= to the folder that holds {folder}/"
         return (

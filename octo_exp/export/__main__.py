@@ -6,6 +6,7 @@ hash, versions, and what the verification found. A file that does not verify is 
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,21 @@ def _settings(arguments: Sequence[str]) -> dict[str, str]:
     return settings
 
 
+def destination(settings: dict[str, str], suffix: str) -> Path:
+    """Return the file to write; UserError where output= can be none."""
+    run = Path(settings["run"]).expanduser()
+    name = f"{run.resolve().name}{suffix}"
+    if "output" not in settings:
+        return run / "export" / name
+    path = Path(settings["output"]).expanduser()
+    if path.is_dir() or settings["output"].endswith("/"):
+        raise UserError(f"output={path} is a folder; give a file, such as output={path / name}")
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise UserError(f"output={path} cannot be made: {above} is no folder; give another output=FILE")
+    return path
+
+
 def manifest(source: Source, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what a file was made from and what is known of it."""
     return {
@@ -64,11 +80,26 @@ def _show(path: Path, content: dict[str, Any]) -> None:
     for key in ("bytes", "parameters", "macs", "test_images"):
         table.add_row(key.replace("_", " "), f"{content[key]:,}")
     table.add_row("logits identical to the run's", "yes" if content["logits_identical_to_run"] else "rounded")
+    images = content["test_images"]
+    same = round(content["same_class_as_run"] * images)
+    table.add_row("test images, class of the run's", f"{same:,} of {images:,}")
     table.add_row("test accuracy, run", f"{content['accuracy_of_run']:.4f}")
     table.add_row("test accuracy, file", f"{content['accuracy']:.4f}")
     console = Console()
     console.print(table)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _export(form: Any, source: Source, path: Path) -> dict[str, Any]:
+    """Write the file and its manifest; return the manifest."""
+    try:
+        content = manifest(source, path, form.export(source, path))
+        results.write(path.parent, content, file=f"{path.name}.json")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename2 or error.filename or path} cannot be written: {error.strerror}; give another output=FILE"
+        ) from error
+    return content
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,11 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(given)
         form = FORMATS[settings["format"]]
-        source = read_run(settings["run"])
-        model = Path(settings["run"]).resolve().name
-        path = Path(settings.get("output") or source.folder / "export" / f"{model}{form.SUFFIX}").expanduser()
-        content = manifest(source, path, form.export(source, path))
-        results.write(path.parent, content, file=f"{path.name}.json")
+        path = destination(settings, form.SUFFIX)
+        content = _export(form, read_run(settings["run"]), path)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -46,7 +46,9 @@ def export(source: Source, path: Path) -> dict[str, Any]:
         unverified.replace(path)
     finally:
         unverified.unlink(missing_ok=True)
-    return {"dead_channels": spec.dead_channels, "macs": spec.macs, "parameters": spec.params, **facts}
+    start = {"input_scale": spec.input.scale, "input_zero": spec.input.zero}
+    counts = {"dead_channels": spec.dead_channels, "macs": spec.macs, "parameters": spec.params}
+    return {**start, **counts, **facts}
 
 
 @torch.no_grad()

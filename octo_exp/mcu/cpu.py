@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from octo_exp.kernels import cpu_loops as kernel_loops
-from octo_exp.kernels import lowering, torch_int8
-from octo_exp.kernels.cpu_elementwise import array, channels_last_rows, use_torch_threads
+from octo_exp.kernels import torch_int8
+from octo_exp.kernels.cpu_elementwise import array, use_torch_threads
 from octo_exp.kernels.geometry import MAX_K
 from octo_exp.mcu import cpu_depthwise, cpu_loops
 from octo_exp.mcu.accumulators import accumulate
@@ -28,6 +28,9 @@ from octo_exp.mcu.cpu_layout import (
     parts_of,
     rows_of,
 )
+
+# What follows the sums: bias, scale, zero point of the output; the output and its bits, which are written.
+Steps = tuple[np.ndarray, np.ndarray, np.float32, np.ndarray, np.ndarray]
 
 __all__ = ["add", "add_backward", "backward", "enter", "forward", "leave"]
 
@@ -47,67 +50,60 @@ def leave(codes: Tensor) -> Tensor:
 
 def forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits: bool) -> tuple[Tensor, Tensor]:
     """codes [N, C, H, W] int8 -> (codes of the output, bits): see `float_order.forward`."""
-    kernel = (w.shape[2], w.shape[3])
+    kernel, taps = (w.shape[2], w.shape[3]), w.shape[1] * w.shape[2] * w.shape[3]
     size = c.geometry.output_size(codes.shape[2], codes.shape[3], kernel)
     out = empty_codes(codes.shape[0], w.shape[0], size)
     bits = empty_bits(out, want_bits)
-    weights, taps = _weight_codes(w), w[0].numel()
-    if weights is not None and has_loops(c) and taps <= cpu_depthwise.MAX_TAPS:
-        _depthwise_forward(codes, weights, b, c, out, bits)
-    elif weights is not None and c.geometry.groups == 1 and taps <= MAX_K // 2:
-        _gemm_forward(codes, weights, b, c, out, bits)
+    steps = (array(b), array(c.scale), np.float32(c.y_zero), images_of(out), array(bits))
+    if taps <= cpu_depthwise.MAX_TAPS and has_loops(c) and _depthwise_forward(codes, w, size, c, steps):
+        return out, bits
+    weights = _weight_codes(w) if c.geometry.groups == 1 and taps <= MAX_K // 2 else None
+    if weights is not None:
+        _gemm_forward(_columns(codes, kernel, size, c), weights, c.x_zero, steps)
     else:
         acc = images_of(accumulate(codes, w.round(), c).float())
-        _rescale(acc, np.zeros(w.shape[0], np.float32), b, c, images_of(out), array(bits))
+        cpu_loops.rescale(acc, np.zeros(w.shape[0], np.float32), *steps)
     return out, bits
 
 
-def _weight_codes(w: Tensor) -> Tensor | None:
-    """w float masters -> int8, rounded; None where one is beyond it."""
-    out = torch.empty(w.shape, dtype=torch.int8)
-    inside = cpu_loops.weights_of(array(w.contiguous()).reshape(-1), array(out).reshape(-1))
-    return out if inside else None
+def _depthwise_forward(codes: Tensor, w: Tensor, out_size: tuple[int, int], c: ConvConstants, steps: Steps) -> bool:
+    """Whether it is done: not where a weight is beyond int8."""
+    sizes = (*loop_sizes(codes.shape, (w.shape[2], w.shape[3]), c), out_size, parts_of(codes.shape[0]))
+    return cpu_depthwise.depthwise(rows_of(codes), images_of(w), c.x_zero, *sizes, *steps)
 
 
-def _rescale(
-    acc: np.ndarray, shift: np.ndarray, b: Tensor, c: ConvConstants, out: np.ndarray, bits: np.ndarray
-) -> None:
-    cpu_loops.rescale(acc, shift, array(b), array(c.scale), np.float32(c.y_zero), out, bits)
+def _weight_codes(w: Tensor) -> np.ndarray | None:
+    """w [O, C, KH, KW] float masters -> [O, KH*KW*C] int8, rounded; None where one is beyond it."""
+    rows = images_of(w)
+    out = np.empty(rows.shape, np.int8)
+    return out if cpu_loops.weights_of(rows.reshape(-1), out.reshape(-1)) else None
 
 
-def _gemm_forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, out: Tensor, bits: Tensor) -> None:
-    kernel, positions = (w.shape[2], w.shape[3]), out.shape[2] * out.shape[3]
-    matrix = lowering.weight_matrix(w)
-    shift = np.empty(w.shape[0], np.int32)
-    cpu_loops.row_sums(array(matrix), c.x_zero, shift)
-    rows = _columns(codes, kernel, c)
-    chunks = list(chunks_of(codes.shape[0], positions * 4 * w.shape[0]))
-    buffer = torch.empty((chunks[0].stop * positions, w.shape[0]), dtype=torch.int32)
-    outputs, bit_rows, matrix = images_of(out), array(bits), matrix.t()
+def _gemm_forward(rows: np.ndarray, weights: np.ndarray, x_zero: int, steps: Steps) -> None:
+    """rows [N*OH*OW, K], weights [O, K] int8 -> the output and its bits; some images at a time."""
+    *constants, out, bits = steps
+    positions, outputs = len(rows) // len(out), len(weights)
+    matrix, shift = torch.from_numpy(weights.T), np.empty(outputs, np.int32)
+    cpu_loops.row_sums(weights, x_zero, shift)
+    chunks = list(chunks_of(len(out), positions * 4 * outputs))
+    buffer = np.empty((chunks[0].stop * positions, outputs), np.int32)
     for images in chunks:
-        a = rows[images.start * positions : images.stop * positions]
-        acc = array(torch_int8.matmul(a, matrix, buffer[: a.shape[0]])).reshape(images.stop - images.start, -1)
-        _rescale(acc, shift, b, c, outputs[images], bit_rows[images])
+        # Numpy's views: torch's cost more than the loops, where images are few and small.
+        a = torch.from_numpy(rows[images.start * positions : images.stop * positions])
+        acc = array(torch_int8.matmul(a, matrix, torch.from_numpy(buffer[: len(a)])))
+        cpu_loops.rescale(acc.reshape(images.stop - images.start, -1), shift, *constants, out[images], bits[images])
 
 
-def _columns(codes: Tensor, kernel: tuple[int, int], c: ConvConstants) -> Tensor:
+def _columns(codes: Tensor, kernel: tuple[int, int], out_size: tuple[int, int], c: ConvConstants) -> np.ndarray:
     """codes [N, C, H, W] -> [N*OH*OW, KH*KW*C], the border filled with x_zero."""
+    n, channels, *size = codes.shape
+    images = images_of(codes)
     if is_pointwise(kernel, c):
-        return channels_last_rows(codes).flatten(0, 2)
-    g, size = c.geometry, (codes.shape[2], codes.shape[3])
-    out_size = g.output_size(*size, kernel)
-    rows, width = codes.shape[0] * out_size[0] * out_size[1], kernel[0] * kernel[1] * codes.shape[1]
-    out = torch.empty((rows, width), dtype=torch.int8)
-    steps = (g.stride, g.padding, g.dilation, size, out_size)
-    kernel_loops.columns_of_input(images_of(codes), array(out), kernel, *steps, np.int8(c.x_zero))
+        return images.reshape(-1, channels)
+    out = np.empty((n * out_size[0] * out_size[1], kernel[0] * kernel[1] * channels), np.int8)
+    steps = (c.geometry.stride, c.geometry.padding, c.geometry.dilation)
+    kernel_loops.columns_of_input(images, out, kernel, *steps, tuple(size), out_size, np.int8(c.x_zero))
     return out
-
-
-def _depthwise_forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, out: Tensor, bits: Tensor) -> None:
-    sizes = (*loop_sizes(codes.shape, (w.shape[2], w.shape[3]), c), (out.shape[2], out.shape[3]), parts_of(len(codes)))
-    constants = (array(b), array(c.scale), np.float32(c.y_zero))
-    weights = array(w.flatten(1))
-    cpu_depthwise.depthwise(rows_of(codes), weights, c.x_zero, *sizes, *constants, images_of(out), array(bits))
 
 
 def add(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.kernels.cpu_elementwise import array, channels_last_rows, empty_channels_last, use_torch_threads
+from octo_exp.kernels.cpu_elementwise import array, empty_channels_last, use_torch_threads
 from octo_exp.mcu import cpu_depthwise, cpu_loops
 from octo_exp.mcu.constants import ConvConstants, Gradients, select_channels
 from octo_exp.mcu.cpu_layout import (
@@ -64,21 +64,15 @@ def _pointwise_backward(
     """Fill dx, where there is one, and sums; return dw. Some images at a time."""
     n, outputs, positions = g.shape[0], g.shape[1], g.shape[2] * g.shape[3]
     chunks = list(chunks_of(n, 4 * outputs * positions))
+    gradients, bit_rows, scale = images_of(g), array(bits), array(c.scale)
     h = torch.empty((chunks[0].stop * positions, outputs))
-    gradients, bit_rows, scale, h_images = (
-        images_of(g),
-        array(bits),
-        array(c.scale),
-        array(h).reshape(chunks[0].stop, -1),
-    )
+    h_images = array(h).reshape(chunks[0].stop, -1)
     if dx is not None:
-        dx_rows, matrix = channels_last_rows(dx).flatten(0, 2), w.flatten(1)
+        # By numpy's views, which cost less than torch's; the memory is torch's, whose GEMMs want it aligned.
+        dx_rows, matrix = torch.from_numpy(images_of(dx).reshape(n * positions, -1)), w.flatten(1)
     if codes is not None:
-        dw, inputs, x = (
-            torch.zeros((outputs, codes.shape[1])),
-            images_of(codes),
-            h.new_empty((h.shape[0], codes.shape[1])),
-        )
+        inputs, dw = images_of(codes), torch.zeros((outputs, codes.shape[1]))
+        x = torch.empty((h.shape[0], codes.shape[1]))
     for images in chunks:
         count, rows = images.stop - images.start, slice(images.start * positions, images.stop * positions)
         cpu_loops.mask_and_scale(gradients[images], bit_rows[images], scale, h_images[:count], sums[images])
@@ -111,7 +105,7 @@ def _depthwise_backward(
         rows_of(g),
         array(bits),
         array(c.scale),
-        np.empty((0, 0), np.float32) if w is None else array(w.flatten(1)),
+        _NONE if w is None else images_of(w),
         np.empty((0, 0, 0), np.int8) if codes is None else rows_of(codes),
         c.x_zero,
         np.empty(0, np.int64) if kept is None else array(kept),
@@ -123,7 +117,8 @@ def _depthwise_backward(
     )
     if codes is None:
         return None
-    return torch.from_numpy(taps.sum(0).astype(np.float32)).t().reshape(some, 1, *kernel)
+    # As a parameter lies: autograd copies any other gradient.
+    return torch.from_numpy(taps.sum(0).T.astype(np.float32, order="C").reshape(some, 1, *kernel))
 
 
 def _other_backward(

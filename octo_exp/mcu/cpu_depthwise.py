@@ -58,14 +58,23 @@ def _offsets(kernel, stride, channels, columns):
 
 @njit(**INNER)
 def _taps(w, order):
-    # w [C, KH*KW] -> [KH*KW, period] float32 in that order: each tap's weights, repeated to whole vectors.
+    # w [C, KH*KW] -> [KH*KW, period] in that order: each tap's weights, rounded, repeated to whole vectors.
     channels, period = w.shape[0], period_of(w.shape[0])
     out = np.empty((order.size, period), np.float32)
     for k in range(order.size):
         for i in range(0, period, channels):
             for c in range(channels):
-                out[k, i + c] = w[c, order[k]]
+                out[k, i + c] = np.rint(w[c, order[k]])
     return out
+
+
+@njit(**INNER)
+def _are_codes(w):
+    # Whether all are int8 when they are rounded; nan is not.
+    inside = True
+    for v in w.reshape(-1):
+        inside &= (np.rint(v) >= -128) & (np.rint(v) <= 127)
+    return inside
 
 
 @njit(**INNER)
@@ -98,10 +107,13 @@ def _sum_taps(image, at, offsets, taps, first, last, out, to, n):
 
 @njit(**OUTER)
 def depthwise(codes, w, x_zero, kernel, stride, padding, size, out_size, parts, bias, scale, y_zero, out, bits):
-    """codes [N, H, W*C], w [C, KH*KW] int8 -> out [N, OH*OW*C] int8, bits: sums, then as `rescale`.
+    """codes [N, H, W*C] int8, w [C, KH*KW] float32 -> out [N, OH*OW*C] int8, bits: sums, then as `rescale`.
 
-    stride is the same both ways; size (H, W), out_size (OH, OW); parts: threads, at most N.
+    Weights are rounded here; False, and nothing is written, where one is beyond int8. stride is the same both ways;
+    size (H, W), out_size (OH, OW); parts: threads, at most N.
     """
+    if not _are_codes(w):
+        return False
     channels, block, row = w.shape[0], block_size(bias.size), out_size[1] * w.shape[0]
     taps, shifts, biases, scales = (
         _taps(w, np.arange(w.shape[1])),
@@ -119,6 +131,7 @@ def depthwise(codes, w, x_zero, kernel, stride, padding, size, out_size, parts, 
                 at = y * stride * stride * columns
                 _sum_taps(image, at, offsets, taps, 0, offsets.size, acc, y * row, row)
             rescale_image(acc, shifts, biases, scales, y_zero, out[n], bits[n])
+    return True
 
 
 @njit(**INNER)

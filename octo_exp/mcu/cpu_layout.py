@@ -31,7 +31,8 @@ def rows_of(t: Tensor) -> np.ndarray:
 
 def empty_codes(n: int, channels: int, size: tuple[int, int]) -> Tensor:
     """Return uninitialised int8 codes [n, channels, *size], channels-last."""
-    return torch.empty((n, channels, *size), dtype=torch.int8, memory_format=torch.channels_last)
+    # By numpy, as below: for images this small torch takes longer to make room than the loops to fill it.
+    return torch.from_numpy(np.empty((n, *size, channels), np.int8).transpose(0, 3, 1, 2))
 
 
 def empty_like(t: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def empty_like(t: Tensor) -> Tensor:
 def empty_bits(t: Tensor, wanted: bool) -> Tensor:
     """Return room for the bits of t [N, ...], [N, bytes]; no bytes where they are not wanted."""
     n = t.shape[0]
-    return torch.empty((n, (t.numel() // n + 7) // 8 if wanted else 0), dtype=torch.uint8)
+    return torch.from_numpy(np.empty((n, (t.numel() // n + 7) // 8 if wanted else 0), np.uint8))
 
 
 def is_pointwise(kernel: tuple[int, int], c: ConvConstants) -> bool:

@@ -44,8 +44,15 @@ class McuConv2d(nn.Module):
     @property
     def constants(self) -> ConvConstants:
         """Return what the arithmetic needs beside x, weight and bias."""
-        zeros = {"x_zero": int(self.x_zero), "y_zero": int(self.y_zero)}
-        return ConvConstants(geometry=self.geometry, in_channels=self.in_channels, scale=self.effective_scale, **zeros)
+        # Read where they lie: attributes of a module are looked for in three places, at every step.
+        buffers = self._buffers
+        return ConvConstants(
+            geometry=self.geometry,
+            in_channels=self.in_channels,
+            scale=buffers["effective_scale"],
+            x_zero=int(buffers["x_zero"]),
+            y_zero=int(buffers["y_zero"]),
+        )
 
     @property
     def step(self) -> ops.Conv:

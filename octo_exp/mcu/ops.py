@@ -7,7 +7,7 @@ there as well, int8 codes of the kept channels where a weight is trained, and of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -85,7 +85,8 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, steps: tuple[Step, ...], mode: str, quantize: bool, *parameters: Tensor) -> Tensor:
         ctx.arithmetic, ctx.quantize, ctx.memos, saved = MODES[mode], quantize, [], []
-        state, passes, trained = ctx.arithmetic.enter(x), ctx.needs_input_grad[0], iter(ctx.needs_input_grad[4:])
+        state, passes = ctx.arithmetic.enter(x), ctx.needs_input_grad[0]
+        operands = zip(parameters, ctx.needs_input_grad[4:], strict=True)
         branch: tuple[Any, bool] | None = None
         for step in steps:
             memo, kept = step, _NOTHING
@@ -98,7 +99,7 @@ class _Chain(torch.autograd.Function):
             elif isinstance(step, Add):
                 memo, kept, state, passes = _add(ctx.arithmetic, step, *branch, state, passes)
             else:
-                memo, kept, state, passes = _conv(ctx.arithmetic, step, state, passes, next(trained), next(trained))
+                memo, kept, state, passes = _conv(ctx.arithmetic, step, state, passes, next(operands), next(operands))
             ctx.memos.append(memo)
             saved += kept
         ctx.save_for_backward(*saved)
@@ -162,21 +163,27 @@ def _add(arithmetic: Any, step: Add, x1: Any, want_1: bool, x2: Any, want_2: boo
     return memo, (bits if passes else None, None, None), state, passes
 
 
-def _conv(arithmetic: Any, step: Conv, x: Any, passes: bool, train_weight: bool, train_bias: bool) -> tuple[Any, ...]:
-    """(memo, what is saved, state, whether a gradient passes)."""
-    c, kept, weight = step.constants, step.update.kept, step.weight
-    codes = arithmetic.codes_of(x) if train_weight and (kept is None or len(kept)) else None
-    codes = codes if codes is None or kept is None else select_channels(codes, kept)
+def _conv(
+    arithmetic: Any, step: Conv, x: Any, passes: bool, w: tuple[Tensor, bool], b: tuple[Tensor, bool]
+) -> tuple[Any, ...]:
+    """(memo, what is saved, state, whether a gradient passes); w, b: (tensor, whether it is trained)."""
+    (weight, train_weight), (bias, train_bias) = w, b
+    kept, codes = step.update.kept, None
+    # An update may have been chosen before the net was moved.
+    kept = None if kept is None else kept.to(weight.device)
+    if train_weight and (kept is None or len(kept)):
+        codes = arithmetic.codes_of(x)
+        codes = codes if kept is None else select_channels(codes, kept)
     wanted = passes or train_weight or train_bias
     memo = _ConvMemo(
-        constants=c,
+        constants=step.constants,
         kept=kept,
         x_shape=x.shape,
         w_shape=weight.shape,
         train_weight=train_weight,
         train_bias=train_bias,
     )
-    state, bits = arithmetic.forward(x, weight, step.bias, c, want_bits=wanted)
+    state, bits = arithmetic.forward(x, weight, bias, step.constants, want_bits=wanted)
     return memo, (bits if wanted else None, codes, weight if passes else None), state, wanted
 
 
@@ -227,7 +234,4 @@ def run_chain(x: Tensor, steps: Sequence[Step], *, mode: str, quantize_gradient:
     if not torch.is_grad_enabled():
         # Else a function is told that gradients are needed, and makes what nobody will use.
         x, parameters = x.detach(), [p.detach() for p in parameters]
-    plain = tuple(
-        replace(s, weight=s.weight.detach(), bias=s.bias.detach()) if isinstance(s, Conv) else s for s in steps
-    )
-    return _Chain.apply(x, plain, mode, quantize_gradient, *parameters)
+    return _Chain.apply(x, tuple(steps), mode, quantize_gradient, *parameters)

@@ -34,7 +34,7 @@ class UpdatableNet(Protocol):
     """
 
     convs: Sequence[UpdatableConv]
-    head: object
+    head: nn.Module
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return every parameter."""
@@ -78,6 +78,12 @@ class LayerShape:
     def expands(self) -> bool:
         """Whether it is 1x1 with more outputs than inputs, as the first of an inverted bottleneck."""
         return self.kernel == (1, 1) and self.out_channels > self.in_channels
+
+
+def head_inputs(net: UpdatableNet) -> int:
+    """Return how many values the head reads of an image: channels, times pixels where it sees more than one."""
+    weight = next(parameter for parameter in net.head.parameters() if parameter.dim() > 1)
+    return weight[0].numel()
 
 
 def backbone(net: UpdatableNet) -> list[UpdatableConv]:

@@ -2,9 +2,10 @@
 
 For every convolution that trains its bias: C_out*H_out*W_out clamp bits and 32*C_out of bias. For one that trains the
 weights of k input channels also the saved input, 8*H_in*W_in*k, and the weights, 8*C_out*k*kh*kw (depthwise 8*k*kh*kw,
-grouped all of them). The head saves its input, 8 bits a channel; its weights count nothing, nor do momentum, gradient
-buffers, the clamp bits of residual additions and the indices of kept channels. This is the measure of the paper's
-tables: On-Device Training Under 256KB Memory (NeurIPS 2022).
+grouped all of them). The head saves its input, 8 bits a value; its weights count nothing, nor do momentum, gradient
+buffers, the clamp bits of residual additions, the indices of kept channels and the positions of maxima (one byte an
+output of a max pool that a gradient passes through; the paper's models have no pool). This is the measure of the
+paper's tables: On-Device Training Under 256KB Memory (NeurIPS 2022).
 """
 
 from collections.abc import Sequence
@@ -54,10 +55,10 @@ class UpdateMemory:
         return sum(layer.bias_bits + layer.weight_bits for layer in self.layers) / BITS_PER_KB
 
 
-def update_memory(shapes: Sequence[LayerShape], rules: Sequence[LayerRule], *, head_in_channels: int) -> UpdateMemory:
-    """Return the account of a network's convolutions under `rules`; `head_in_channels` are the features of the head."""
+def update_memory(shapes: Sequence[LayerShape], rules: Sequence[LayerRule], *, head_inputs: int) -> UpdateMemory:
+    """Return the account of a network's convolutions under `rules`; the head reads `head_inputs` values."""
     layers = tuple(layer_memory(shape, rule) for shape, rule in zip(shapes, rules, strict=True))
-    return UpdateMemory(head_bits=8 * head_in_channels, layers=layers)
+    return UpdateMemory(head_bits=8 * head_inputs, layers=layers)
 
 
 def layer_memory(shape: LayerShape, rule: LayerRule) -> LayerMemory:

@@ -14,8 +14,8 @@ from octo_exp.update.qas import scale_gradients
 MODES = ("released", "strict_int8")
 WEIGHT_LIMIT = 127
 INT32_MIN = -(2**31)
-# The largest float32 that fits.
-INT32_MAX = 2**31 - 128
+# What 2^31 - 1, where an import saturates, is as a float32; a file holds it as 2^31 - 1 again.
+INT32_MAX = 2**31
 
 
 class UpdateSGD(SGD):

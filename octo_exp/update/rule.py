@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octo_exp.errors import UserError
-from octo_exp.update.layer import LayerShape, UpdatableNet, backbone
+from octo_exp.update.layer import LayerShape, UpdatableNet, backbone, head_inputs
 from octo_exp.update.memory import UpdateMemory, update_memory
 from octo_exp.update.optim import MODES, UpdateSGD
 from octo_exp.update.scheme import SparseUpdate
@@ -25,7 +25,7 @@ class UpdateRule:
 
     optimizer: sgd, sgd_nomom (no momentum), sgd_scale (QAS), sgd_scale_nomom.
     mode: released (float masters) or strict_int8 (integers after every step).
-    lr: per step; grows with the images a step sees, batch size times trainer.accumulate_grad_batches.
+    lr: of a step, as it stands; the published one is 0.1 for a step of 256 images.
     weight_decay: of weights, never of biases.
     budget_kb: the memory, in units of 1024 bytes, within which `sparse` is to be searched for; None: it stands.
     search: how, a `search.SearchSettings`; whoever builds the rule searches.
@@ -59,7 +59,7 @@ class UpdateRule:
     def memory(self, net: UpdatableNet) -> UpdateMemory:
         """Return the account of a network under this rule."""
         shapes = [LayerShape.of(conv) for conv in backbone(net)]
-        return update_memory(shapes, self.sparse.rules(shapes), head_in_channels=shapes[-1].out_channels)
+        return update_memory(shapes, self.sparse.rules(shapes), head_inputs=head_inputs(net))
 
     def parameter_groups(self, net: UpdatableNet) -> list[dict[str, Any]]:
         """Return the trained parameters: weights, and biases without weight decay.

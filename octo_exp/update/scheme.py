@@ -62,6 +62,8 @@ class SparseUpdate:
             parse.count("n_weight", self.n_weight)
         if self.criteria not in CRITERIA:
             raise UserError(f"update.sparse.criteria={self.criteria}; choose one of {', '.join(CRITERIA)}")
+        if not isinstance(self.pw1_only, bool):
+            raise UserError(f"update.sparse.pw1_only={self.pw1_only}: write true or false")
 
     def rules(self, shapes: Sequence[LayerShape]) -> tuple[LayerRule, ...]:
         """Return a rule for each convolution, from input to output.

@@ -2,16 +2,22 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from octo_exp.cli import check_arguments
 from octo_exp.data import ImageDataModule
 from octo_exp.data.augment import Augmentation, ResizedCrop, augmentation
+from octo_exp.errors import ConfigError, UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+# `folder` is any set: how many classes it has is the user's to say.
+SETS = [name for name in NAMES if name != "folder"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +40,7 @@ def test_keys_are_the_constructor_s(name: str) -> None:
     assert keys == {"_target_", *inspect.signature(ImageDataModule).parameters}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETS)
 def test_config_makes_a_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTO_DATA_DIR", "somewhere")
     data = instantiate(composed(name).data)
@@ -45,7 +51,7 @@ def test_config_makes_a_module(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert data.spec.folder == (None if name == "digits" else Path("somewhere") / name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETS)
 def test_config_as_transfer_source(name: str) -> None:
     cfg = composed("mnist", f"+data@source={name}", "source.channels=3", "source.batch_size=5")
     assert (cfg.data.name, cfg.source.name) == ("mnist", name)
@@ -66,7 +72,7 @@ def test_augmentation_is_set_by_one_override() -> None:
     assert data.augmentation == Augmentation(crop_padding=0, hflip=True, random_resized_crop=expected, jitter=0.4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SETS)
 def test_a_model_may_say_how_pixels_are_coded(name: str) -> None:
     cfg = composed(name, f"+data@source={name}")
     # Also as `--cfg job --resolve` shows it.
@@ -102,3 +108,38 @@ def test_digits_train_from_their_config() -> None:
     train = data.train_dataloader().images.float() / 255
     # Of the native images, before they are enlarged and a validation split is taken.
     assert float(train.mean()) == pytest.approx(data.mean.item(), abs=0.01)
+
+
+def test_a_folder_of_one_s_own_trains_from_its_config(tmp_path: Path, files: Any) -> None:
+    red, blue = (np.full((9, 12, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    for split, count in (("train", 8), ("test", 3)):
+        for name, picture in (("red", red), ("blue", blue)):
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / "mine" / split / name / f"{i}.png").write_bytes(files.encode(picture))
+    data = instantiate(composed("folder", f"data.root={tmp_path / 'mine'}", "data.classes=2").data)
+    data.setup()
+    assert data.class_names == ("blue", "red")
+    assert (data.train_size, len(data.test_dataloader().labels)) == (14, 6)
+    images, labels = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    assert images.shape == (6, 3, 32, 32)
+    # ImageNet's statistics; blue is class 0.
+    for channel, bright in ((0, 1), (2, 0)):
+        value = (float(labels[0] == bright) - data.mean[channel]) / data.std[channel]
+        torch.testing.assert_close(images[0, channel], value.expand(32, 32))
+    assert data.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_a_folder_s_classes_must_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^data.classes must be given: write data.classes=<value>$"):
+        check_arguments(["data=folder"], config_dir=CONF)
+    check_arguments(["data=folder", "data.classes=2"], config_dir=CONF)
+    with pytest.raises(UserError, match=r"data set folder: no data folder is set; .*data.root="):
+        instantiate(composed("folder", "data.classes=2").data).setup()
+
+
+def test_a_model_s_pixels_go_for_a_folder_too() -> None:
+    pixels = "+model.pixels={channels:1,mean:[0.5],std:[2]}"
+    data = instantiate(composed("folder", "data.classes=2", pixels).data)
+    assert (data.input_shape, data.mean.tolist(), data.std.tolist()) == ((1, 32, 32), [0.5], [2.0])

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from octo_exp.data.transforms import normalize
 from octo_exp.export import mcu
 from octo_exp.export.__main__ import main
 from octo_exp.export.source import read_run
-from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.graph import McuInput, McuNet
+from octo_exp.mcu.parts import InputSpec
 from octo_exp.mcu.reader import read_model
 from octo_exp.mcu.writer import write_model
 from octo_exp.run import run
 from tests.configs import composed
 from tests.mcu.helpers import tiny_model
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "microcontrollers.md"
 SMALL = ("data=digits", "data.limit_train=120", "data.limit_test=60", "data.epochs=1", "logger=csv")
 PIXELS = "model.pixels={channels:3,mean:[.5,.5,.5],std:[0.00392156862745098,0.00392156862745098,0.00392156862745098]}"
 
@@ -38,7 +41,9 @@ def strict(tmp_path_factory) -> Path:
 
 def test_a_run_in_strict_int8_is_exported_with_identical_logits(strict, capsys):
     assert main(["format=mcu", f"run={strict}"]) == 0
-    assert "logits identical to the run's" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "logits identical to the run's" in shown
+    assert "60 of 60" in shown
     path = strict / "export" / "run.pkl"
     content = json.loads((path.parent / "run.pkl.json").read_text())
     assert content["logits_identical_to_run"] is True
@@ -70,7 +75,9 @@ def test_a_float_head_is_quantised_and_said_to_be(tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "net.pkl.json").read_text())
     assert content["logits_identical_to_run"] is False
     assert content["same_class_as_run"] > 0.7
-    assert "rounded" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "rounded" in shown
+    assert f"{round(60 * content['same_class_as_run'])} of 60" in shown
     assert read_model(tmp_path / "out/net.pkl").classifier.out_channels == 10
 
 
@@ -129,13 +136,62 @@ def test_what_counts_as_integers(strict):
         (["format=tar", "run=x"], 2, "format=tar is unknown; choose one of mcu"),
         (["format=mcu", "run=x", "speed=9"], 2, "'speed=9' is not understood"),
         (["format=mcu", "run=/nowhere"], 1, "the folder holds no config.yaml"),
+        # Before the run is read.
+        (["format=mcu", "run=some/vgg", "output=folder"], 1, "is a folder; give a file, such as output=folder/vgg.pkl"),
+        (["format=mcu", "run=some/vgg", "output=new/"], 1, "is a folder; give a file, such as output=new/vgg.pkl"),
+        (["format=mcu", "run=/nowhere", "output=file/x.pkl"], 1, "file is no folder; give another output=FILE"),
+        (["format=mcu", "run=/nowhere", "output=file/x/y.pkl"], 1, "file is no folder; give another output=FILE"),
     ],
 )
-def test_a_wrong_call_is_one_line(arguments, code, words, capsys):
+def test_a_wrong_call_is_one_line(arguments, code, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     assert main(arguments) == code
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_one_line(strict, tmp_path, capsys):
+    (tmp_path / "net.pkl.json").mkdir()
+    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 1
+    error = capsys.readouterr().err
+    assert "net.pkl.json cannot be written: Is a directory; give another output=FILE" in error
+    assert error.count("\n") == 1
+
+
+def codes_of(p: np.ndarray, content: dict) -> np.ndarray:
+    """Codes of pixels p [N, C, H, W] as docs/microcontrollers.md has it, by what a manifest says."""
+    p = p.astype(np.float32)
+    mean, std = (np.array(content[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    input_scale, input_zero = content["input_scale"], content["input_zero"]
+    line = next(part for part in DOCUMENT.read_text().split("`") if part.startswith("codes = "))
+    return eval(line.removeprefix("codes = "), {"np": np}, locals())
+
+
+def test_codes_by_the_document_s_line_are_the_graph_s(strict):
+    assert main(["format=mcu", f"run={strict}"]) == 0
+    path = strict / "export" / "run.pkl"
+    content = json.loads((path.parent / "run.pkl.json").read_text())
+    data = read_run(str(strict)).datamodule
+    pixels = data.test_dataloader().images
+    expected = McuInput(read_model(path).input)(data.on_after_batch_transfer((pixels, None), 0)[0])
+    assert torch.equal(torch.from_numpy(codes_of(pixels.numpy(), content)), expected.to(torch.int8))
+
+
+@pytest.mark.parametrize("scale", [1.0, *(10 ** np.random.default_rng(0).uniform(-2.5, -1, 63)).tolist()])
+@pytest.mark.parametrize("mean", [[0.485, 0.456, 0.406], [0.5] * 3])
+def test_codes_of_every_pixel_value_at_any_scale(scale, mean):
+    """A pixel's code depends on nothing else: 256 values of each channel are all that there is, ties among them."""
+    published = mean[0] == 0.5 and scale == 1
+    std = torch.tensor([1 / 255] * 3 if published else [0.229, 0.224, 0.225])
+    zero = 0 if scale == 1 else -13
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    x = normalize(pixels, mean=torch.tensor(mean), std=std)
+    expected = McuInput(InputSpec(scale=scale, zero=zero))(x).to(torch.int8)
+    content = {"mean": torch.tensor(mean).tolist(), "std": std.tolist(), "input_scale": scale, "input_zero": zero}
+    assert torch.equal(torch.from_numpy(codes_of(pixels.numpy(), content)), expected)
 
 
 def test_a_run_without_a_graph_or_a_checkpoint_is_refused(strict, tmp_path, capsys):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from sweeps import compare_updates
-from sweeps.compare_updates import Job, best_rate, main, study
+from sweeps.compare_updates import Job, main, ranked, study, tried_rates
 
 PEAK = {"head_only:sgd_nomom": 0.4, "full:sgd_scale_nomom": 0.00625}
 
@@ -31,7 +31,8 @@ class Fake:
 
 @pytest.mark.parametrize("rule", PEAK)
 def test_the_grid_grows_until_the_best_rate_lies_inside(rule):
-    rate, tried = best_rate(Fake(), data="d", rule=rule, rates=[0.025, 0.05, 0.1], seed=0)
+    tried = tried_rates(Fake(), data="d", rule=rule, rates=[0.025, 0.05, 0.1], seed=0)
+    rate = ranked(tried)[0]
     assert rate == pytest.approx(PEAK[rule])
     assert min(tried) < rate < max(tried)
     assert list(tried) == sorted(tried)
@@ -44,14 +45,27 @@ def test_every_rule_gets_its_own_rate_and_every_seed_that_rate():
     for row in rows:
         assert row["test/acc"] == [row["rate"] + 3, row["rate"] + 4]
         assert row["rate"] == pytest.approx(PEAK[row["rule"]])
-    assert {job.seed for job in fake.asked if job.rate not in PEAK.values()} == {3}
+    seeds_of = {rate: {job.seed for job in fake.asked if job.rate == rate} for rate in {job.rate for job in fake.asked}}
+    assert sum(seeds == {3, 4} for seeds in seeds_of.values()) >= 2
+    assert {3} in seeds_of.values()
 
 
 def test_a_grid_ends_where_nothing_gets_better():
-    tried = best_rate(lambda jobs: [{"val/acc": job.rate} for job in jobs], data="d", rule="x:y", rates=[1.0], seed=0)[
-        1
-    ]
+    tried = tried_rates(lambda jobs: [{"val/acc": job.rate} for job in jobs], data="d", rule="x:y", rates=[1.0], seed=0)
     assert len(tried) == 12
+
+
+def test_a_rate_at_which_another_seed_diverges_does_not_win():
+    def edge(jobs):
+        good = [job.seed == 0 or job.rate < 0.1 for job in jobs]
+        return [
+            {"val/acc": job.rate, "test/acc": job.rate} if ok and job.rate < 0.2 else {}
+            for job, ok in zip(jobs, good, strict=True)
+        ]
+
+    (row,) = study(edge, sets=["d"], rules=["x:y"], rates=[0.05, 0.1], seeds=[0, 1])
+    assert row["val/acc by rate, first seed"] == {0.05: 0.05, 0.1: 0.1, 0.2: 0.0}
+    assert row["rate"] == 0.05
 
 
 def test_one_job_is_a_run_of_train(tmp_path, monkeypatch, capsys):
@@ -86,3 +100,24 @@ def test_a_divergence_counts_as_nothing_and_another_failure_stops(tmp_path, monk
     assert failing("error: the loss is nan at epoch 0") == 0
     assert failing("error: no such file") == 1
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rates", "abc"], "--rates abc: write numbers above 0"),
+        (["--rates", "0.1,0"], "--rates 0.1,0: write numbers above 0"),
+        (["--rates", "nan"], "--rates nan: write numbers above 0"),
+        (["--rules", "nonsense"], "--rules: 'nonsense' has no update of bias_only, full"),
+        (["--rules", "full:sgd,full"], "--rules: 'full' has no optimizer of sgd, sgd_nomom"),
+        (["--rules", "full:adam"], "--rules: 'full:adam' has no optimizer of sgd, sgd_nomom"),
+        (["--jobs", "0"], "--jobs 0: write 1 or more"),
+        (["--seeds", "0"], "--seeds 0: write 1 or more"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_starts_no_job(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_updates.subprocess, "run", lambda *a, **k: pytest.fail("a job was started"))
+    assert main([*arguments, "--folder", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {words}")
+    assert error.count("\n") == 1

@@ -229,3 +229,30 @@ def test_one_rule_makes_no_update_table(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed, update="full", **{"update/optimizer": "sgd"})
     assert update_tables(read_runs(tmp_path)) == []
+
+
+def test_only_seeds_are_averaged_in_an_update_table(tmp_path: Path) -> None:
+    jobs = [(50, 0.1, 0, 0.5), (50, 0.1, 1, 0.7), (100, 0.1, 0, 0.8), (100, 0.2, 0, 0.1)]
+    for i, (budget, rate, seed, accuracy) in enumerate(jobs):
+        settings = (f"update.budget_kb={budget}", f"update.lr={rate}", "update.mode=released", f"hydra.run.dir=r{i}")
+        facts = {"update": "sparse", "update/optimizer": "sgd", "test/acc": accuracy}
+        write_run(tmp_path / str(i), *settings, seed=seed, **facts)
+    facts = {"update": "full", "update/optimizer": "sgd", "test/acc": 0.9}
+    for i, quant in enumerate(("native", "int8")):
+        write_run(tmp_path / f"9{i}", "update.mode=released", "update.optimizer=sgd", quant=quant, **facts)
+    (table,) = update_tables(read_runs(tmp_path))
+    assert [(row[0], row[-1]) for row in cells(table)] == [
+        ("sparse quant=int8 budget_kb=50 lr=0.1", "0.600 ± 0.141"),
+        ("sparse quant=int8 budget_kb=100 lr=0.1", "0.800"),
+        ("sparse quant=int8 budget_kb=100 lr=0.2", "0.100"),
+        ("full quant=native", "0.900"),
+        ("full quant=int8", "0.900"),
+    ]
+
+
+def test_budgets_of_one_rule_make_an_update_table(tmp_path: Path) -> None:
+    for budget in (50, 100):
+        facts = {"update": "sparse", "update/optimizer": "sgd"}
+        write_run(tmp_path / str(budget), f"update.budget_kb={budget}", **facts)
+    (table,) = update_tables(read_runs(tmp_path))
+    assert [row[:2] for row in cells(table)] == [["sparse budget_kb=50", "sgd"], ["sparse budget_kb=100", "sgd"]]

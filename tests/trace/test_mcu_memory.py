@@ -80,7 +80,7 @@ def test_kept_is_the_account_of_the_update_and_what_it_leaves_out(update):
     net, chosen = tiny(spec=read_model(model_file("mcunet-5fps")), classes=10), rule_of(update)
     chosen.apply(net)
     shapes = [LayerShape.of(conv) for conv in net.convs]
-    account = update_memory(shapes, chosen.sparse.rules(shapes), head_in_channels=160)
+    account = update_memory(shapes, chosen.sparse.rules(shapes), head_inputs=160)
     report = step_memory(priced(net, batch_size=1, side=128).buffers)
     names = {name for name, module in net.named_modules() if module in net.convs}
     of_convs = {name: size for name, size in report.kept_by_layer.items() if name in names}

@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 
+from octo_exp.cli.wording import check_value
 from octo_exp.errors import UserError
 from octo_exp.update.memory import update_memory
 from octo_exp.update.rule import OPTIMIZERS, UpdateRule
@@ -35,7 +36,7 @@ def test_the_comment_says_what_the_update_needs(option):
     for released, name in MODELS.items():
         if name in claims:
             shapes = released_shapes(released)
-            memory = update_memory(shapes, rule.sparse.rules(shapes), head_in_channels=shapes[-1].out_channels)
+            memory = update_memory(shapes, rule.sparse.rules(shapes), head_inputs=shapes[-1].out_channels)
             assert claims[name] == f"{memory.kb:.3f}"
             assert not published or published[2] == str(int(memory.kb))
 
@@ -54,6 +55,16 @@ def test_yaml_and_constructor_name_the_same_arguments(option):
         parameters = inspect.signature(get_class(part._target_)).parameters.values()
         assert {p.name for p in parameters} == {key for key in part if not str(key).startswith("_")}
         assert all(p.kind == p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_numbers_may_be_fractions(option):
+    node = composed_rule(option)
+    check_value("update.budget_kb", 0.1, node.budget_kb)
+    for name in ("lr", "weight_decay"):
+        check_value(f"update.{name}", 0.1, node[name])
+    if node.sparse.ratio is not None:
+        check_value("update.sparse.ratio", [0.5], list(node.sparse.ratio))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ TABLE = json.loads((GOLDEN / "memory_table.json").read_text())
 
 def account(model: str, scheme: SparseUpdate) -> UpdateMemory:
     shapes = released_shapes(model)
-    return update_memory(shapes, scheme.rules(shapes), head_in_channels=shapes[-1].out_channels)
+    return update_memory(shapes, scheme.rules(shapes), head_inputs=shapes[-1].out_channels)
 
 
 def scheme_of(row: str) -> SparseUpdate:
@@ -104,3 +105,10 @@ def test_more_layers_and_more_channels_need_more(model, n_bias, ratio):
     assert account(model, few).bits <= account(model, many).bits
     if n_bias[0] < n_bias[1]:
         assert account(model, few).bits < account(model, many).bits
+
+
+def test_a_head_that_reads_more_than_one_pixel_saves_them_all():
+    net = Net()
+    net.head = torch.nn.Linear(7 * 9, 3)
+    rule = rule_of("head_only")
+    assert rule.memory(net).bits == 8 * 7 * 9

@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,7 +132,8 @@ def test_strict_masters_are_integers_after_every_step(lr):
         for conv in net.convs:
             assert torch.equal(conv.weight, conv.weight.round())
             assert conv.weight.abs().max() <= 127
-            assert torch.equal(conv.bias, conv.bias.to(torch.int32).float())
+            assert torch.equal(conv.bias, conv.bias.round())
+            assert conv.bias.abs().max() <= 2.0**31
         assert not torch.equal(net.head.weight, net.head.weight.round())
 
 
@@ -144,11 +146,26 @@ def test_released_masters_are_neither_rounded_nor_clamped():
 def test_rounding_is_half_to_even_within_the_limits():
     conv = Conv(7, 1)
     conv.weight.data = torch.tensor([-0.5, 1.5, 2.5, 126.6, 1e9, -127.4, -128.0]).reshape(1, 7, 1, 1)
-    conv.bias.data = torch.tensor([2.0**31])
+    conv.bias.data = torch.tensor([3e9])
     make_integer(conv)
     assert conv.weight.flatten().tolist() == [0, 2, 2, 127, 127, -127, -127]
     assert conv.bias.item() == INT32_MAX
-    assert torch.tensor([INT32_MIN, INT32_MAX], dtype=torch.float32).to(torch.int32).tolist() == [INT32_MIN, INT32_MAX]
+    conv.bias.data = torch.tensor([-3e9])
+    make_integer(conv)
+    assert conv.bias.item() == INT32_MIN
+    # As an import and an export convert them.
+    assert [float(np.float32(limit)) for limit in (-(2**31), 2**31 - 1)] == [INT32_MIN, INT32_MAX]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_at_rate_0_moves_no_saturated_bias(optimizer):
+    net, r = Net(), rule(optimizer, "strict_int8", lr=0.0)
+    for conv in net.convs:
+        conv.bias.data[:4] = torch.tensor([2**31 - 1, -(2**31), 2**31 - 128, 0], dtype=torch.int32)
+    before, step = copy.deepcopy(net.state_dict()), r.build_optimizer(net, r.parameter_groups(net))
+    loss_of(net, torch.randn(8, 3, 4, 4)).backward()
+    step.step()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_frozen_masters_are_left_as_they_are():

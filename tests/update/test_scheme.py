@@ -96,6 +96,9 @@ def test_the_share_is_rounded_down(channels, ratio):
         ({"ratio": [None]}, "ratio=.*write"),
         ({"ratio": True}, "ratio=True: write"),
         ({"criteria": "l1"}, "criteria=l1; choose one of magnitude"),
+        ({"pw1_only": "x"}, "pw1_only=x: write true or false"),
+        ({"pw1_only": 1}, "pw1_only=1: write true or false"),
+        ({"pw1_only": None}, "pw1_only=None: write true or false"),
     ],
     ids=str,
 )

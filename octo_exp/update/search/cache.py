@@ -1,4 +1,4 @@
-"""What probes gave, in a JSON file that is written whole after each, so that a run that was cut off goes on."""
+"""What probes gave, in JSON files that are written whole after each, so that a run that was cut off goes on."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ from octo_exp.update.search.probe import Batch, Outcome, ProbeSettings
 
 
 class Cache:
-    """Outcomes by the name of the probe, of one network, data and settings among others in the file at `path`.
+    """Outcomes by the name of the probe, of one network, data and settings (`key`): a file of its own in `folder`.
 
     Raises:
         UserError: the file is not what this class writes, or cannot be written.
 
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
-        self._outcomes = {name: Outcome(**values) for name, values in self._read().get(key, {}).items()}
+    def __init__(self, folder: Path, key: str) -> None:
+        self._path = folder / f"{key[:16]}.json"
+        self._outcomes = self._read()
 
     def __contains__(self, name: str) -> bool:
         return name in self._outcomes
@@ -35,16 +35,18 @@ class Cache:
 
     def add(self, name: str, outcome: Outcome) -> None:
         """Keep and write an outcome."""
-        self._outcomes[name] = outcome
-        content = self._read() | {self._key: {name: asdict(outcome) for name, outcome in self._outcomes.items()}}
+        # Another budget's search of the same key may have written since.
+        self._outcomes = self._read() | self._outcomes | {name: outcome}
+        content = {name: asdict(outcome) for name, outcome in self._outcomes.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(content, indent=1).encode())
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Outcome]:
         if not self._path.exists():
             return {}
         try:
-            return dict(json.loads(self._path.read_text()))
+            content = dict(json.loads(self._path.read_text()))
+            return {name: Outcome(**values) for name, values in content.items()}
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self._path} cannot be read ({error}): delete it to probe anew") from error
 

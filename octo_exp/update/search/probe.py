@@ -1,5 +1,6 @@
 """What fine-tuning one thing beside the head gives: a few steps from a common start, measured on held-out images."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,13 +17,16 @@ from octo_exp.update.layer import backbone
 from octo_exp.update.rule import UpdateRule
 from octo_exp.update.scheme import SparseUpdate
 
+log = logging.getLogger(__name__)
+
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
-    """train_images, val_images: how many are used, the first of each. batch_size: images a step.
+    """train_images, val_images: how many are used, the first of each, all where there are fewer.
 
+    batch_size: images a step.
     head_steps: steps of the head alone, once. steps: of each probe, from there. lr: of both, in place of the rule's.
     """
 
@@ -179,8 +183,10 @@ def preserved(net: Any) -> Iterator[None]:
 def subset(batches: Iterable[Batch], *, name: str, images: int, batch_size: int, device: Any) -> list[Batch]:
     """Return the first `images` of (images [N, C, H, W], labels [N]) in batches of `batch_size`, read no further.
 
+    Where there are fewer it is all of them, which is logged.
+
     Raises:
-        UserError: there are fewer.
+        UserError: there are none.
 
     """
     parts: list[Batch] = []
@@ -190,7 +196,9 @@ def subset(batches: Iterable[Batch], *, name: str, images: int, batch_size: int,
         found += len(parts[-1][1])
         if found == images:
             break
+    if not found:
+        raise UserError(f"update.search.probe.{name}={images}: the data has no images; the search needs one at least")
     if found < images:
-        raise UserError(f"update.search.probe.{name}={images}: the data has {found}; ask for that many or fewer")
+        log.info("update.search.probe.%s=%d: the data has %d images, all of them are used", name, images, found)
     x, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return list(zip(x.split(batch_size), labels.split(batch_size), strict=True))

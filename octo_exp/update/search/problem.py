@@ -31,6 +31,7 @@ class Space:
     """Schemes of a network's convolutions that fit: weights of `ratios` of the channels, biases of the last k."""
 
     shapes: tuple[LayerShape, ...]
+    head_inputs: int
     ratios: tuple[float, ...]
     pw1_only: bool
     budget_kb: float
@@ -38,9 +39,10 @@ class Space:
     def __post_init__(self) -> None:
         """Refuse a budget that the head alone exceeds."""
         if self.budget_bits < self.bias_bits[0]:
-            least = self.bias_bits[0] / BITS_PER_KB
+            # Rounded up in integers: the number that is told is enough.
+            least = -(-self.bias_bits[0] * 1000 // BITS_PER_KB) / 1000
             raise UserError(
-                f"update.budget_kb={self.budget_kb:g} is less than the {least:g} KB that the head alone needs; raise "
+                f"update.budget_kb={self.budget_kb:g} is less than the {least:.3f} KB that the head alone needs; raise "
                 "it to that at least"
             )
 
@@ -52,9 +54,7 @@ class Space:
     @property
     def bias_bits(self) -> list[int]:
         """Bits of the head and of the last k convolutions' biases, for k of 0 to all."""
-        head = update_memory(
-            self.shapes, [FROZEN] * len(self.shapes), head_in_channels=self.shapes[-1].out_channels
-        ).bits
+        head = update_memory(self.shapes, [FROZEN] * len(self.shapes), head_inputs=self.head_inputs).bits
         biases = [layer_memory(shape, LayerRule(train_bias=True, kept=0)).bits for shape in reversed(self.shapes)]
         return list(accumulate(biases, initial=head))
 

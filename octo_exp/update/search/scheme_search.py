@@ -1,12 +1,13 @@
 """The search of a sparse update under a memory budget: what single things contribute, then the best sum that fits."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from octo_exp.errors import UserError
-from octo_exp.update.layer import LayerShape, backbone
+from octo_exp.update.layer import LayerShape, backbone, head_inputs
 from octo_exp.update.memory import UpdateMemory
 from octo_exp.update.rule import UpdateRule
 from octo_exp.update.scheme import SparseUpdate
@@ -55,15 +56,12 @@ class SearchResult:
 
     def yaml(self, *, model: str, base: str) -> str:
         """Return the text of conf/update/x.yaml; `base` is the update whose other settings were searched with."""
-        scheme = self.scheme
-        weights = (
-            f"  weight_idx: {list(scheme.weight_idx)}\n  ratio: {list(scheme.ratio)}\n"
-            if scheme.weight_idx
-            else "  n_weight: 0\n"
-        )
+        # All four, for a base may be a preset with its own.
+        names = ("n_bias", "n_weight", "weight_idx", "ratio")
+        sparse = "".join(f"  {name}: {json.dumps(getattr(self.scheme, name))}\n" for name in names)
         return (
             f"# Found by a search of contributions: {model} {self.memory.kb:.3f} KB.\n"
-            f"defaults: [{base}, _self_]\n\nbudget_kb: null\nsparse:\n  n_bias: {scheme.n_bias}\n{weights}"
+            f"defaults: [{base}, _self_]\n\nbudget_kb: null\nsparse:\n{sparse}"
         )
 
 
@@ -89,17 +87,18 @@ def search_scheme(
         val_batches: the same, of images that are held out, never of the test split.
         budget_kb: in units of 1024 bytes, by the account of `update_memory`.
         settings: of probes and solver.
-        cache: JSON file of outcomes; a search that was cut off goes on from it.
+        cache: folder of outcomes; a search that was cut off goes on from it.
         progress: is given the names of the probes still to be run, and passes them on.
 
     Raises:
-        UserError: the budget is less than the head needs, there are too few images, training head or biases
+        UserError: the budget is less than the head needs, there are no images, training head or biases
             diverges, or the cache cannot be read or written.
 
     """
     shapes, sparse, probing = tuple(LayerShape.of(conv) for conv in backbone(net)), rule.sparse, settings.probe
     space = Space(
         shapes=shapes,
+        head_inputs=head_inputs(net),
         ratios=tuple(settings.ratios),
         pw1_only=sparse.pw1_only,
         budget_kb=budget_kb,

@@ -149,9 +149,22 @@ def test_a_subset_is_the_first_images_in_new_batches(images):
     assert sum(read) < images + 16
 
 
-def test_a_subset_of_too_few_images_is_refused():
-    with pytest.raises(UserError, match=r"^update\.search\.probe\.val_images=17: the data has 16; ask for"):
-        subset(batches(16, 8), name="val_images", images=17, batch_size=7, device="cpu")
+@pytest.mark.parametrize("there", [1, 7, 16, 63, 65])
+@pytest.mark.parametrize("missing", [0, 1, 100])
+def test_of_fewer_images_than_wanted_all_are_taken_and_it_is_logged_once(there, missing, caplog):
+    with caplog.at_level("INFO"):
+        parts = subset(batches(there, 8), name="val_images", images=there + missing, batch_size=7, device="cpu")
+    assert torch.equal(torch.cat([x for x, _ in parts]), torch.cat([x for x, _ in batches(there, 8)]))
+    assert torch.equal(torch.cat([labels for _, labels in parts]), torch.arange(there) % 3)
+    told = f"update.search.probe.val_images={there + missing}: the data has {there} images, all of them are used"
+    assert caplog.messages == [told] * (missing > 0)
+
+
+@pytest.mark.parametrize("empty", [[], [(torch.zeros(0, 3, 4, 4), torch.zeros(0, dtype=torch.int64))]])
+def test_no_images_are_refused(empty):
+    with pytest.raises(UserError, match=r"^update\.search\.probe\.val_images=17: the data has no images; ") as error:
+        subset(empty, name="val_images", images=17, batch_size=7, device="cpu")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["train_images", "val_images", "batch_size", "head_steps", "steps", "lr"])

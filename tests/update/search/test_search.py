@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from octo_exp.errors import UserError
 from octo_exp.mcu.graph import McuNet
@@ -14,11 +16,12 @@ from octo_exp.mcu.reader import read_model
 from octo_exp.update.layer import LayerShape
 from octo_exp.update.scheme import SparseUpdate
 from octo_exp.update.search import Contributions, Exact, SearchSettings, search_scheme
-from octo_exp.update.search.cache import fingerprint
+from octo_exp.update.search.cache import Cache, fingerprint
 from octo_exp.update.search.contribution import gains_of
 from octo_exp.update.search.probe import BiasProbe, Outcome, WeightProbe
 from tests.update.helpers import Net, model_file, sparse
 from tests.update.search.test_probe import RULE, batches, probe_settings
+from tests.update.test_configs import composed_rule
 
 # Everything of `Net`.
 ALL_KB = 20.0
@@ -33,7 +36,7 @@ def searched(net, path, *, budget_kb=ALL_KB, progress=lambda names: names, rule=
         val_batches=batches(10, 5),
         budget_kb=budget_kb,
         settings=SearchSettings(**usual | changes, probe=probe or probe_settings(lr=1e-4)),
-        cache=path / "folder" / "probes.json",
+        cache=path / "folder",
         progress=progress,
     )
 
@@ -78,10 +81,10 @@ def test_a_search_that_was_cut_off_goes_on(tmp_path):
     assert seen[1] == seen[0][4:]
     assert searched(net, tmp_path, progress=listed) == whole
     assert seen[2] == []
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["probes.json"]
+    assert [path.suffix for path in (tmp_path / "folder").iterdir()] == [".json"]
 
 
-def test_a_larger_budget_and_another_network_share_the_file(tmp_path):
+def test_a_larger_budget_and_another_network_share_the_folder(tmp_path):
     net, other, counts = Net(), Net(), []
 
     def counted(names):
@@ -116,12 +119,24 @@ def test_the_key_is_of_all_that_an_outcome_depends_on():
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+@pytest.mark.parametrize("content", ["{", "[1]", '{"x": {"loss": 1}}', "\xff"])
 def test_a_broken_cache_is_refused(tmp_path, content):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "probes.json").write_text(content)
-    with pytest.raises(UserError, match=r"probes\.json cannot be read .*: delete it to probe anew$"):
-        searched(Net(), tmp_path)
+    net = Net()
+    searched(net, tmp_path, budget_kb=0.2)
+    (file,) = (tmp_path / "folder").iterdir()
+    file.write_text(content)
+    with pytest.raises(UserError, match=rf"{file.name} cannot be read .*: delete it to probe anew$"):
+        searched(net, tmp_path)
+
+
+@pytest.mark.parametrize("keys", [("a" * 64, "b" * 64), ("a" * 64, "a" * 64)])
+def test_two_jobs_at_once_keep_each_others_outcomes(tmp_path, keys):
+    outcomes = [Outcome(accuracy=0.5, loss=1.0), Outcome(accuracy=0.25, loss=2.0)]
+    jobs = [Cache(tmp_path / "folder", key) for key in keys]
+    for name, job, outcome in zip("xy", jobs, outcomes, strict=True):
+        job.add(name, outcome)
+    assert [Cache(tmp_path / "folder", key)[name] for name, key in zip("xy", keys, strict=True)] == outcomes
+    assert ("y" in Cache(tmp_path / "folder", keys[0])) == (keys[0] == keys[1])
 
 
 def outcomes(losses: dict) -> dict:
@@ -179,14 +194,17 @@ def test_settings_that_are_refused(tmp_path, changes, message):
         {"n_bias": 0, "n_weight": 0},
     ],
 )
-def test_the_yaml_is_the_scheme(tmp_path, changes):
+@pytest.mark.parametrize("base", ["full", "mcunet_5fps_99kb", "bias_only", "sparse"])
+def test_the_yaml_is_the_scheme(tmp_path, changes, base):
     net = Net()
     result = replace(searched(net, tmp_path), scheme=SparseUpdate(**sparse(**changes)))
-    text = result.yaml(model="net", base="full")
+    text = result.yaml(model="net", base=base)
     written = yaml.safe_load(text)
     shapes = [LayerShape.of(conv) for conv in net.convs]
-    assert written["defaults"] == ["full", "_self_"]
-    assert SparseUpdate(**sparse(**written["sparse"])).rules(shapes) == result.scheme.rules(shapes)
+    assert written.pop("defaults") == [base, "_self_"]
+    rule = instantiate(OmegaConf.merge(composed_rule(base), written), _convert_="all")
+    assert rule.budget_kb is None
+    assert rule.sparse.rules(shapes) == result.scheme.rules(shapes)
     assert text.startswith(f"# Found by a search of contributions: net {result.memory.kb:.3f} KB.\n")
 
 
@@ -209,7 +227,7 @@ def test_a_released_model_is_searched(tmp_path):
             measure="loss",
             solver=Exact(),
         ),
-        cache=tmp_path / "probes.json",
+        cache=tmp_path / "probes",
         progress=lambda names: names,
     )
     assert result.memory.kb <= 7

@@ -1,5 +1,6 @@
 """What options cost is the account's own; solvers fit the budget and find what trying every choice finds."""
 
+import re
 from itertools import product
 
 import pytest
@@ -24,7 +25,16 @@ def evolution(**changes) -> Evolution:
 
 
 def space(shapes, kb: float, **changes) -> Space:
-    return Space(**{"shapes": tuple(shapes), "ratios": RATIOS, "pw1_only": False, "budget_kb": kb} | changes)
+    return Space(
+        **{
+            "shapes": tuple(shapes),
+            "head_inputs": shapes[-1].out_channels,
+            "ratios": RATIOS,
+            "pw1_only": False,
+            "budget_kb": kb,
+        }
+        | changes
+    )
 
 
 def problem(shapes, kb: float, seed: int) -> Problem:
@@ -36,7 +46,7 @@ def problem(shapes, kb: float, seed: int) -> Problem:
 
 def account(p: Problem, choice: Choice, shapes) -> int:
     rules = p.scheme(choice, BASE).rules(shapes)
-    return update_memory(shapes, rules, head_in_channels=shapes[-1].out_channels).bits
+    return update_memory(shapes, rules, head_inputs=shapes[-1].out_channels).bits
 
 
 def tried(p: Problem) -> float:
@@ -130,11 +140,20 @@ def test_weights_that_diverged_or_lose_are_no_option():
 
 
 def test_a_budget_below_the_heads_memory_is_refused():
-    with pytest.raises(
-        UserError, match=r"^update\.budget_kb=0\.15 is less than the 0\.15625 KB that the head"
-    ) as error:
+    with pytest.raises(UserError, match=r"^update\.budget_kb=0\.15 is less than the 0\.157 KB that the head") as error:
         space(released_shapes("mcunet-5fps"), 0.15)
     assert "\n" not in str(error.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200_000))
+def test_the_least_budget_that_is_told_is_accepted(head_inputs):
+    shapes = [LayerShape(in_channels=1, out_channels=1, groups=1, kernel=(1, 1), in_size=(1, 1), out_size=(1, 1))]
+    with pytest.raises(UserError) as error:
+        space(shapes, 1e-9, head_inputs=head_inputs)
+    told = float(re.search(r"less than the ([\d.]+) KB", str(error.value))[1])
+    assert space(shapes, told, head_inputs=head_inputs).most_biases >= 0
+    assert told < head_inputs / 1024 + 1e-3
 
 
 def test_only_what_a_scheme_can_name_is_an_option():
