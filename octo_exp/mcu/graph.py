@@ -42,8 +42,8 @@ class McuInput(nn.Module):
 class McuNet(nn.Module):
     """x [N, C, H, W] float32 of the spec's size, what the spec's input means -> logits [N, classes].
 
-    mode: a name of `ops.MODES`. head: a name of `heads.HEADS`. quantize_gradient: gradients of the convolutions pass
-    as int8 codes. `layers` run as one operation before `head`, so no hook of what is inside is called.
+    mode: a name of `ops.MODES`. head: a name of `heads.HEADS`. quantize_gradient: gradients of the convolutions are
+    rounded to int8 codes and back. `layers` run as one operation before `head`, so no hook of what is inside is called.
     """
 
     def __init__(
