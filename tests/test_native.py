@@ -166,7 +166,7 @@ def test_float_nets_need_trained_weights_and_no_rule_without_a_graph(tmp_path):
         go(tmp_path, *DIGITS, "model=simplecnn", "quant=int8", "update=sgd")
 
 
-@pytest.mark.parametrize("head", ["auto", "fp", "quantized", "fp_original"])
+@pytest.mark.parametrize("head", ["auto", "quantized"])
 def test_a_float_net_is_quantised_and_keeps_its_accuracy(tmp_path, head):
     settings = (*DIGITS[:1], "data.limit_train=600", *DIGITS[2:], "model=simplecnn", "model.width=6", "model.hidden=24")
     trained = go(tmp_path / "float", *settings, "quant=fp32", "data.epochs=12", "optim.optimizer.lr=0.01")

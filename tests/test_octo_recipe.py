@@ -58,6 +58,7 @@ def mean(folder: Path, quant: str, norm: str) -> float:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_int8_is_within_a_point_of_float(data_dir, norm):
     assert abs(mean(data_dir, "int8", norm) - mean(data_dir, "fp32", norm)) <= 0.01

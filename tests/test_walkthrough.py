@@ -1,10 +1,8 @@
 """docs/microcontrollers.md, line by line and at a small size: train, quantise, search, fine-tune, export, run again."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +10,17 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from octo_exp.cli import check_arguments
+from octo_exp.export.__main__ import main as export
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.reader import read_model
-from tests.configs import composed
+from octo_exp.mcu.run import main as run_file
+from octo_exp.run import run
+from tests.configs import CONF, composed
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ("data=digits", "data.limit_train=300", "data.limit_test=60")
-SMALL = (*DATA, "logger=csv", "trainer.enable_progress_bar=false")
+SMALL = (*DATA, "logger=csv")
 # The same network, narrow.
 NARROW = (
     "model.stages=[8,pool,8,pool,16,16,pool,16,16,pool,16,16,pool]",
@@ -38,29 +40,34 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in block.splitlines() if not line.startswith("#")]
 
 
-def shrunk(words: list[str]) -> list[str]:
-    """A command at a small size, on the bundled digits."""
-    small = [word for word in words if word != "data=cifar10"]
-    if small[1] == "train.py":
-        small[1] = str(ROOT / "train.py")
-        small += SMALL
-        small += NARROW if "model=vgg11" in small else ()
-        small += TRAINED if "quant=fp32" in small else ["data.epochs=1", "data.batch_size=32"]
-        small += SEARCH if "update.budget_kb=100" in small else ()
-    return [sys.executable, *small[1:]]
+def train(words: list[str]) -> None:
+    """A call of train.py at a small size, on the bundled digits, in this process."""
+    check_arguments(words, config_dir=CONF)
+    small = [word for word in words if word not in ("data=cifar10",) and not word.startswith("hydra.run.dir=")]
+    small += SMALL
+    small += NARROW if "model=vgg11" in small else ()
+    small += TRAINED if "quant=fp32" in small else ["data.epochs=1", "data.batch_size=32"]
+    small += SEARCH if "update.budget_kb=100" in small else ()
+    folder = next(word for word in words if word.startswith("hydra.run.dir=")).partition("=")[2]
+    run(composed(*small, save_dir=Path(folder).absolute()))
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory) -> Path:
+def walked(tmp_path_factory) -> Iterator[Path]:
     """The folder in which all commands have run."""
     folder = tmp_path_factory.mktemp("walk")
-    environment = {**os.environ, "OCTO_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    for words in commands():
-        if "octo_exp.mcu.run" in words:
-            np.save(folder / "codes.npy", codes_of(folder / "runs" / "vgg11.pkl"))
-        done = subprocess.run(shrunk(words), cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("OCTO_CACHE_DIR", str(folder / "cache"))
+        for words in commands():
+            if words[1] == "train.py":
+                train(words[2:])
+            elif words[2] == "octo_exp.export":
+                assert export(words[3:]) == 0
+            else:
+                np.save("codes.npy", codes_of(Path("runs/vgg11.pkl")))
+                assert run_file(words[3:]) == 0
+        yield folder
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def read_run(value: str) -> Source:
         raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
     state = net_state(checkpoint, "run")
     # The checkpoint holds weights and scales: where they came from, and what of them trained, matters no more.
-    cfg = replaced(cfg, ckpt=str(checkpoint), init_from=None, update=None)
+    cfg = replaced(cfg, train=False, ckpt=str(checkpoint), init_from=None, update=None)
     datamodule = instantiate(cfg.data)
     datamodule.setup()
     net = build_module(cfg, datamodule).module.net

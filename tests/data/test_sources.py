@@ -144,7 +144,8 @@ def test_digits_split_is_a_stratified_fifth_and_fixed(spec) -> None:
 def test_missing_folder(spec, tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError, match=rf"no folder {re.escape(str(tmp_path / 'toy'))}.*OCTO_DATA_DIR or data\.root="):
         load_split(spec(kind=kind), "train")
-    with pytest.raises(UserError, match=r"toy: no data folder is set; set OCTO_DATA_DIR or data\.root="):
+    remedy = r"set data\.root=" if kind == "imagefolder" else r"set OCTO_DATA_DIR or data\.root="
+    with pytest.raises(UserError, match=f"toy: no data folder is set; {remedy}"):
         load_split(spec(kind=kind, folder=None), "train")
 
 
