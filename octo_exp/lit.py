@@ -48,7 +48,8 @@ class LitClassifier(LightningModule):
         trained: what of the net trains where that is not all, as plain values: a checkpoint goes on only where it was
             the same. None: everything.
 
-    Log keys: {train,val,test}/loss, {train,val,test}/acc (fraction in [0, 1]).
+    Log keys: {train,val,test}/loss, {train,val,test}/acc (fraction in [0, 1]), each after `prefix`, which is empty
+    unless somebody sets it.
 
     """
 
@@ -64,7 +65,7 @@ class LitClassifier(LightningModule):
         trained: list[Any] | None = None,
     ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.prefix = net, ""
         self._optimizer, self._scheduler = optimizer, scheduler
         self._parameter_groups, self._penalty, self._trained = parameter_groups, penalty, trained
         self.accuracy = nn.ModuleDict(
@@ -81,8 +82,9 @@ class LitClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels)
         metric = self.accuracy[f"{stage}_acc"]
         metric(logits, labels)
-        self.log(f"{stage}/loss", loss, prog_bar=stage == "train", batch_size=len(labels))
-        self.log(f"{stage}/acc", metric, on_step=False, on_epoch=True, prog_bar=stage != "test", batch_size=len(labels))
+        self.log(f"{self.prefix}{stage}/loss", loss, prog_bar=stage == "train", batch_size=len(labels))
+        options = {"on_step": False, "on_epoch": True, "prog_bar": stage != "test", "batch_size": len(labels)}
+        self.log(f"{self.prefix}{stage}/acc", metric, **options)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -11,6 +11,7 @@ from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.heads import HEADS
 from octo_exp.mcu.ops import MODES
 from octo_exp.mcu.spec import ModelSpec
+from octo_exp.posttraining import quantized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Native:
             UserError: a net with an operation that has no int8 form, or a head that does not fit.
 
         """
-        spec = model if isinstance(model, ModelSpec) else self._quantized(model, datamodule)
+        spec = model if isinstance(model, ModelSpec) else quantized(model, datamodule, self.calibration)
         options = {"mode": self.mode, "quantize_gradient": self.quantize_gradient}
         return McuNet(spec, num_classes=datamodule.classes, head=self.head_of(spec, datamodule.classes), **options)
 
@@ -50,14 +51,3 @@ class Native:
             raise UserError(f"quant.head={self.head} is unknown; choose one of auto, {', '.join(HEADS)}")
         fits = spec.classifier.out_channels == classes
         return ("original" if fits else "fp") if self.head == "auto" else self.head
-
-    def _quantized(self, net: nn.Module, datamodule: Any) -> ModelSpec:
-        # Most graphs come from files, and torch.fx takes its time.
-        from octo_exp.ptq import quantize_network
-
-        settings = dict(self.calibration)
-        images = settings.pop("images", None)
-        if not isinstance(images, int) or images < 1:
-            raise UserError(f"quant.calibration.images={images}: it must be a whole number of at least 1")
-        batches = datamodule.calibration_batches(min(images, datamodule.train_size))
-        return quantize_network(net, batches, **settings)

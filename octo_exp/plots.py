@@ -1,7 +1,7 @@
 """Pictures and tables of what a training step costs. matplotlib is imported where a figure is made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -141,3 +141,33 @@ def _draw_memory(axis: Any, memory: MemoryReport) -> None:
     axis.set_title(f"memory of a training step: peak {memory.peak_bytes / MIB:,.1f} MiB")
     axis.legend(fontsize="small", frameon=False, ncols=3, loc="upper left")
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_compression_figure(path: Path, rows: Sequence[Mapping[str, Any]], pairs: Sequence[str], *, title: str) -> None:
+    """A panel for each quantity of `pairs`, with a bar for each layer before and after; rows end with their total.
+
+    rows: `layer` and for each quantity q `q_before` and `q_after`, None where it is not known; names that end in _bytes
+    are shown in KiB.
+    """
+    from matplotlib.figure import Figure
+
+    layers, total = rows[:-1], rows[-1]
+    shown = sorted(range(len(layers)), key=lambda k: -layers[k]["macs"])[:_SHOWN]
+    chosen = [layers[k] for k in sorted(shown)]
+    figure = Figure(figsize=(4 * len(pairs), 1.6 + 0.24 * len(chosen)), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0], pairs, strict=True):
+        unit = 1024 if name.endswith("_bytes") else 1
+        for offset, when, color in ((-0.2, "before", "#BBBBBB"), (0.2, "after", "#0072B2")):
+            values = [(row[f"{name}_{when}"] or 0) / unit for row in chosen]
+            axes.barh([k + offset for k in range(len(chosen))], values, 0.4, color=color, label=when)
+        sums = [total[f"{name}_{when}"] for when in ("before", "after")]
+        ratio = "" if None in sums else f": {sums[1] / sums[0]:.2f} of before"
+        axes.set_title(f"{name.replace('_bytes', ', KiB')}{ratio}", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(chosen)), [row["layer"] for row in chosen])
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)

@@ -88,6 +88,7 @@ def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     lines = [
         ("test accuracy", number("test/acc", "{:.4f}")),
+        *([("  before quantisation", number("float/test/acc", "{:.4f}"))] if "float/test/acc" in content else []),
         ("validation accuracy", number("val/acc", "{:.4f}")),
         ("images/s in training", number("train/images_per_s", "{:,.0f}")),
         ("saved for backward, MiB", number("memory/saved_for_backward_mib", "{:,.1f}")),

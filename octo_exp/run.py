@@ -102,12 +102,15 @@ def _train_and_test(cfg: DictConfig, requested: Mapping[str, Any]) -> dict[str, 
     for line in built.verdict.lines() if built.verdict is not None else ():
         results.say(line)
     trainer, callbacks = build_trainer(cfg, built)
+    # Integers are no parameters: they are counted while they are floats.
+    parameters = sum(p.numel() for p in built.module.net.parameters())
     with _finished_loggers(trainer):
         metrics = _stages(cfg, trainer, built, datamodule)
         content = {
             **metrics,
             **_callback_results(callbacks),
             **_facts(cfg, trainer, built),
+            "parameters": parameters,
             "train_images": datamodule.train_size,
             "seconds": time.perf_counter() - started,
             "config": requested,
@@ -142,18 +145,35 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
     ckpt = None if cfg.ckpt is None else checkpoint_path("ckpt", cfg.ckpt)
     if ckpt is not None:
         check_same_network(built.module.net, net_state(ckpt, "ckpt"), where=str(ckpt))
-    # A graph is a trained network: it may be evaluated as it is.
-    if not cfg.train and cfg.test and ckpt is None and cfg.quant.name != "native":
+    # A graph is a trained network: it may be evaluated as it is; what is quantised after training starts from one.
+    given = cfg.quant.name == "native" or (built.after is not None and cfg.init_from is not None)
+    if not cfg.train and cfg.test and ckpt is None and not given:
         raise UserError("train=false evaluates a checkpoint: give ckpt=<run folder or checkpoint file>")
     metrics: dict[str, float] = {}
     if cfg.train:
         trainer.fit(built.module, datamodule=datamodule, ckpt_path=ckpt, weights_only=None if ckpt is None else True)
         metrics |= _numbers(trainer.callback_metrics)
+    tested = None if cfg.train else ckpt
+    if built.after is not None:
+        metrics |= _quantize(cfg, trainer, built, datamodule, tested)
+        tested = None
     if cfg.test:
-        tested = None if cfg.train else ckpt
         trainer.test(built.module, datamodule=datamodule, ckpt_path=tested, verbose=False, weights_only=True)
         metrics |= _numbers(trainer.callback_metrics)
     return metrics
+
+
+def _quantize(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any, ckpt: Path | None) -> dict[str, float]:
+    """Test the float net, then put its integer graph in its place; return the metrics, named float/test/..."""
+    module, found = built.module, {}
+    if ckpt is not None:
+        module.net.load_state_dict(net_state(ckpt, "ckpt"))
+    if cfg.test:
+        module.prefix = "float/"
+        trainer.test(module, datamodule=datamodule, verbose=False)
+        found, module.prefix = _numbers(trainer.callback_metrics), ""
+    module.net = built.after.integer_net(module.net.cpu(), datamodule, Path(cfg.save_dir))
+    return found
 
 
 def _numbers(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -192,7 +212,6 @@ def _facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "parameters": sum(p.numel() for p in built.module.net.parameters()),
         "quantized_layers": list(built.converted),
         "speed_guard": None if built.verdict is None else dataclasses.asdict(built.verdict),
         "threads": torch.get_num_threads(),

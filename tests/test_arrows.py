@@ -22,7 +22,9 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
     ),
     "mcu": ({"kernels"}, {"torch", "numpy"}),
-    "ptq": ({"kernels", "quant", "mcu"}, {"torch", "numpy", "rich"}),
+    "progress": (set(), {"rich"}),
+    "ptq": ({"kernels", "quant", "mcu", "progress"}, {"torch", "numpy"}),
+    "deploy": ({"kernels", "mcu"}, {"torch", "numpy"}),
     "update": ({"mcu"}, {"torch"}),
     "hw": (set(), {"numpy"}),
     "trace": ({"kernels", "quant", "nn", "hw", "mcu", "update"}, {"torch"}),
@@ -32,20 +34,36 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "weights": (set(), {"torch"}),
     "results": (set(), {"rich"}),
     "cli": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
-    "native": ({"mcu", "ptq"}, {"torch"}),
+    "posttraining": ({"deploy", "mcu", "ptq", "quant"}, {"torch"}),
+    "native": ({"mcu", "posttraining"}, {"torch"}),
     "assemble": (
-        {"callbacks", "data", "hw", "kernels", "lit", "mcu", "models", "native", "nn", "quant", "update", "weights"},
+        {
+            *("callbacks", "data", "hw", "kernels", "lit", "mcu", "models", "native", "nn", "posttraining", "quant"),
+            *("update", "weights"),
+        },
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
-    "export": ({"assemble", "mcu", "results", "weights"}, {"hydra", "omegaconf", "rich", "torch"}),
+    "export": (
+        {"assemble", "deploy", "hw", "mcu", "nn", "plots", "posttraining", "progress", "results", "trace", "weights"},
+        {"hydra", "numpy", "omegaconf", "rich", "torch"},
+    ),
     "run": ({"assemble", "results", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
     "bench": (
-        {"assemble", "callbacks", "hw", "kernels", "mcu", "nn", "plots", "quant", "trace", "update"},
+        {
+            *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "nn", "plots", "posttraining"),
+            *("quant", "trace", "update"),
+        },
         {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
     ),
 }
 # Files with a dependency that their room does not have.
 EXTRA = {
+    "bench/deploy.py": {"onnx"},
+    "deploy/loops.py": {"numba"},
+    "export/onnx_build.py": {"onnx"},
+    "export/onnx_qdq.py": {"onnx"},
+    "export/onnx_runtime.py": {"onnx", "onnxruntime"},
+    "export/onnx_verify.py": {"onnx", "onnxruntime"},
     "kernels/cpu_loops.py": {"numba", "numpy"},
     "kernels/cpu_conv.py": {"numpy"},
     "kernels/cpu_elementwise.py": {"numba", "numpy"},

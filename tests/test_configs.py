@@ -15,8 +15,8 @@ from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from tests.configs import CONF, composed, options, pairwise
 
-# int8 graphs are read from files and belong to quant=native: tests/test_native.py.
-GRAPHS = {"graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native"}
+# int8 graphs are read from files and belong to quant=native (tests/test_native.py); ptq: tests/test_posttraining.py.
+GRAPHS = {"graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native", "ptq"}
 # Sets of the hub, and a folder of your own, differ from these in nothing that a step on random images sees.
 HUB = {"cars", "cifar100", "cub", "flowers102", "folder", "food101", "pets", "vww"}
 GROUPS = {group: [o for o in options(group) if o not in GRAPHS | HUB] for group in ("data", "model", "quant")}

@@ -107,6 +107,13 @@ def test_same_seed_same_weights_and_another_seed_others(octo, tmp_path):
     assert other["weights_sha256"] != octo[1]["weights_sha256"]
 
 
+def test_the_last_checkpoint_is_the_last_one_though_no_better(tmp_path):
+    # Nothing is learnt, so the first epoch stays the best.
+    go(tmp_path, *SMALL, "quant=fp32", "optim.optimizer.lr=0.0", "trainer.max_epochs=3")
+    read = {name: torch.load(tmp_path / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last")}
+    assert (read["best"]["epoch"], read["last"]["epoch"]) == (0, 2)
+
+
 def test_the_seed_reaches_the_first_weights(tmp_path):
     still = (*SMALL, "quant=fp32", "optim.optimizer.lr=0.0")
     assert len({go(tmp_path / s, *still, f"seed={s}")["weights_sha256"] for s in ("0", "1")}) == 2

@@ -16,6 +16,7 @@ from octo_exp.lit import LitClassifier
 from octo_exp.native import Native
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.guard import Verdict
+from octo_exp.posttraining import PostTraining
 from octo_exp.quant.rounding import Clock
 from octo_exp.update.rule import UpdateRule
 
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What a run trains, and how it was made: kernels, quantised layers, the guard's verdict, the update rule."""
+    """What a run trains, and how it was made: kernels, quantised layers, the guard's verdict, the update rule.
+
+    after: what becomes of the trained net before it is tested, or None.
+    """
 
     module: LitClassifier
     clock: Clock
@@ -32,6 +36,7 @@ class Built:
     converted: tuple[str, ...]
     verdict: Verdict | None
     rule: UpdateRule | None
+    after: PostTraining | None
 
 
 def build_module(cfg: DictConfig, datamodule: Any) -> Built:
@@ -44,7 +49,8 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     if isinstance(scheme, Native):
         net, converted, verdict = native_net(cfg, scheme, model, datamodule)
     else:
-        net, converted, verdict = float_net(cfg, scheme, model, datamodule, impl=impl, clock=clock)
+        trained = scheme.training if isinstance(scheme, PostTraining) else scheme
+        net, converted, verdict = float_net(cfg, trained, model, datamodule, impl=impl, clock=clock)
     rule = update_rule(cfg, net, datamodule)
     if rule is not None:
         rule.apply(net)
@@ -57,7 +63,8 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
         penalty=compensation_penalty,
         trained=None if rule is None else what_trains(net),
     )
-    return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict, rule=rule)
+    after = scheme if isinstance(scheme, PostTraining) else None
+    return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict, rule=rule, after=after)
 
 
 def _device_type(cfg: DictConfig) -> str:

@@ -105,7 +105,9 @@ class FiniteGuard(Callback):
         if bool(torch.isfinite(loss)):
             return
         layer = first_non_finite_layer(pl_module.net, self._images)
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none written yet"
+        # The last of these callbacks writes after every epoch (conf/callbacks/default.yaml).
+        written = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
+        checkpoint = written[-1] if written else "none written yet"
         raise UserError(
             f"the loss is {loss.item()} at epoch {trainer.current_epoch}, step {trainer.global_step}; first non-finite "
             f"output: layer {layer}; last good checkpoint: {checkpoint}; lower optim.optimizer.lr (with update=, "

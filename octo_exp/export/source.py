@@ -23,6 +23,10 @@ class Source:
     net: nn.Module
     datamodule: Any
 
+    def fresh_model(self) -> nn.Module:
+        """Return a new network of the run's model, in float."""
+        return instantiate(self.cfg.model, _convert_="all")
+
 
 def read_run(value: str) -> Source:
     """Return the trained network of a run folder; UserError where the folder holds no finished run."""

@@ -14,7 +14,7 @@ from octo_exp.mcu.spec import InputSpec, ModelSpec
 
 
 class McuInput(nn.Module):
-    """x [N, C, H, W] floats -> codes = clamp(round(x / scale + zero), -128, 127), in float32 throughout.
+    """x [N, C, H, W] floats -> codes = clamp(round(x / scale) + zero, -128, 127), in float32 throughout.
 
     No gradient reaches the image. With `is_codes` the floats must be codes but for their rounding: a published model's
     pixels are (p / 255 - 0.5) * 255.
@@ -36,7 +36,7 @@ class McuInput(nn.Module):
             wanted = f"codes of {Q_MIN} to {Q_MAX}" if self.is_codes else "numbers"
             remedy = "mean 0.5 and standard deviation 1/255" if self.is_codes else "the data's mean and deviation"
             raise UserError(f"input must be {wanted}, got {low:.4g} to {high:.4g}; normalise with {remedy}")
-        return (x / self.scale + self.zero).round_().clamp_(Q_MIN, Q_MAX)
+        return (x / self.scale).round_().add_(self.zero).clamp_(Q_MIN, Q_MAX)
 
 
 class McuNet(nn.Module):

@@ -61,7 +61,7 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InputSpec:
-    """What a float input means: codes = clamp(round(x / scale + zero), -128, 127).
+    """What a float input means: codes = clamp(round(x / scale) + zero, -128, 127).
 
     Scale 1 and zero 0 say that the input is codes already: what is beyond them is a mistake, and is not clamped.
     """

@@ -126,6 +126,14 @@ class QuantLayer(nn.Module):
             sums = self.weight.flatten(1).sum(1) if code_sums is None else code_sums * wq.scale.flatten()
         return self.compensator.term(zero * sums), self.compensator.slope(zero)
 
+    @torch.no_grad()
+    def constant_compensation(self) -> Tensor | None:
+        """Return what LAC adds in evaluation, [C] or [C, H, W]; None without LAC. Eval mode: ranges are stored ones."""
+        xq = None if self.quantizer_x is None else self.quantizer_x(self.weight.new_zeros(1))
+        wq = None if self.quantizer_w is None else self.quantizer_w(self.weight)
+        sums = None if wq is None else self.op.weight_sums(wq.values)
+        return self._compensation(xq, wq, sums)[0]
+
     @property
     def _is_oracle(self) -> bool:
         return self.scheme.compensation is not None and self.scheme.compensation.form == "exact"

@@ -1,20 +1,17 @@
 """The values of a network's tensors over calibration images: their extremes, and a bounded sample of them."""
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from octo_exp.errors import UserError
+from octo_exp.progress import with_progress
 
 # Values kept of a tensor, 512 KiB of float32 with their keys.
 SAMPLES = 2**16
-_SECONDS_BEFORE_BAR = 3.0
 
 
 class Observed:
@@ -83,19 +80,3 @@ def observe(
         if not -float("inf") < seen.low <= seen.high < float("inf"):
             raise UserError(f"calibration: tensor {name} holds values that are not finite; check images and weights")
     return observed
-
-
-def with_progress(items: Iterable[Any], title: str) -> Iterator[Any]:
-    """Pass the items on; on a terminal, a bar appears after some seconds."""
-    console = Console(stderr=True)
-    total = len(items) if hasattr(items, "__len__") else None
-    start, bar = time.monotonic(), Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(title, total=total)
-    try:
-        for item in items:
-            yield item
-            bar.advance(task)
-            if time.monotonic() - start > _SECONDS_BEFORE_BAR:
-                bar.start()
-    finally:
-        bar.stop()

@@ -7,14 +7,21 @@ from torch import Tensor, nn
 
 from octo_exp.errors import UserError
 from octo_exp.mcu.spec import ModelSpec
+from octo_exp.progress import with_progress
 from octo_exp.ptq.build import build_spec
 from octo_exp.ptq.graph import plan_of, trace
-from octo_exp.ptq.observe import observe, with_progress
+from octo_exp.ptq.observe import observe
 from octo_exp.ptq.ranges import check_method, choose
 
 
 def quantize_network(
-    net: nn.Module, images: Iterable[Tensor], *, activations: str, percentile: float, weights_per_channel: bool
+    net: nn.Module,
+    images: Iterable[Tensor],
+    *,
+    activations: str,
+    percentile: float,
+    symmetric: bool,
+    weights_per_channel: bool,
 ) -> ModelSpec:
     """Return the net as an int8 graph; the net itself is left as it was.
 
@@ -24,6 +31,8 @@ def quantize_network(
         activations: how a tensor's range is chosen: `absmax` (all that was seen), `percentile`, or `mse` (the range
             of least squared quantisation error).
         percentile: share of the values within the range, in percent, above 50 to 100; read by `percentile` alone.
+        symmetric: zero points are 0 where a tensor has values of both signs and -128 where it has none below 0, so that
+            ReLU's codes use all 8 bits; else whatever the range asks for.
         weights_per_channel: one weight scale an output channel, or one a layer.
 
     Raises:
@@ -37,7 +46,7 @@ def quantize_network(
     if observed[plan.node].low == observed[plan.node].high == 0:
         raise UserError("calibration images hold nothing but zeros; give images of the data set")
     chosen = with_progress(list(observed.items()), "ranges")
-    tensors = {name: choose(seen, activations, percentile) for name, seen in chosen}
+    tensors = {name: choose(seen, activations, percentile, symmetric=symmetric) for name, seen in chosen}
     return build_spec(plan, tensors, weights_per_channel=weights_per_channel)
 
 

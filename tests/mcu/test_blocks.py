@@ -133,7 +133,7 @@ def test_floats_become_codes():
     net = net_of()
     scale, zero = np.float32(0.02), np.float32(5)
     x = torch.cat([images(5).flatten(), torch.linspace(-3, 3, 4001), torch.tensor([1e30, -1e30])])
-    want = np.rint(x.numpy() / scale + zero).clip(-128, 127)
+    want = (np.rint(x.numpy() / scale) + zero).clip(-128, 127)
     assert np.array_equal(net.input(x).numpy(), want)
     assert {-128.0, 127.0} <= set(want)
     # Halves go to even: code 5 + x / 0.02.

@@ -15,8 +15,8 @@ from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-# native is no scheme of float nets: tests/test_native.py.
-SCHEMES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "native")
+# These are no schemes of float nets: tests/test_native.py, tests/test_posttraining.py.
+SCHEMES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem not in ("native", "ptq"))
 CONVERTING = [name for name in SCHEMES if name not in ("fp32", "bf16")]
 
 

@@ -13,7 +13,8 @@ from octo_exp.ptq.build import BIAS_LIMIT, weight_scales
 
 
 def quantized(net: nn.Module, images: torch.Tensor, *, per_channel: bool = True) -> ModelSpec:
-    return quantize_network(net, [images], activations="absmax", percentile=0, weights_per_channel=per_channel)
+    settings = {"activations": "absmax", "percentile": 0, "symmetric": False}
+    return quantize_network(net, [images], **settings, weights_per_channel=per_channel)
 
 
 def two_layers(channels: int = 8) -> nn.Sequential:

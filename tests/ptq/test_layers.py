@@ -23,7 +23,7 @@ OPTIONS = {"mode": "integer", "quantize_gradient": False}
 
 
 def codes_of(x: Tensor, scale: float, zero: int) -> Tensor:
-    return (x / scale + zero).round().clamp(-128, 127)
+    return ((x / scale).round() + zero).clamp(-128, 127)
 
 
 def run(spec: Any, codes: Tensor) -> Tensor:
@@ -87,7 +87,8 @@ def check_pool(pool: Pool, spec: Any, x: Tensor, scale: float, zero: int) -> Non
 @pytest.mark.parametrize("name", MODELS)
 def test_each_layer_errs_by_half_a_step(name, norm):
     net, images = shipped(name, norm, batch=4)
-    spec = quantize_network(net, [images], activations="absmax", percentile=0, weights_per_channel=norm == "none")
+    settings = {"activations": "absmax", "percentile": 0, "symmetric": False}
+    spec = quantize_network(net, [images], **settings, weights_per_channel=norm == "none")
     plan = plan_of(trace(net, images))
     x, step = images.double(), (spec.input.scale, spec.input.zero)
     layers = zip((*plan.layers, plan.classifier), (*spec.layers, spec.classifier), strict=True)

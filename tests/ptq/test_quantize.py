@@ -14,7 +14,12 @@ from octo_exp.mcu.graph import McuNet
 from octo_exp.ptq import quantize_network
 from tests.ptq.helpers import MODELS, model, settled, shipped
 
-SETTINGS: dict[str, Any] = {"activations": "absmax", "percentile": 99.99, "weights_per_channel": True}
+SETTINGS: dict[str, Any] = {
+    "activations": "absmax",
+    "percentile": 99.99,
+    "symmetric": False,
+    "weights_per_channel": True,
+}
 
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:

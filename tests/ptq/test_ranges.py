@@ -65,26 +65,28 @@ def test_quantization_contains_zero():
 @pytest.mark.parametrize("method", ["absmax", "percentile", "mse"])
 def test_tensors_of_zeros_and_nearly_so(method):
     zeros = torch.zeros(1000)
-    assert choose(seen(zeros), method, 99.0).scale == pytest.approx(2 / 255)
-    assert choose(seen(zeros, bounds=(0.0, 6.0)), method, 99.0) == (pytest.approx(1 / 255), -128)
+    assert choose(seen(zeros), method, 99.0, symmetric=False).scale == pytest.approx(2 / 255)
+    assert choose(seen(zeros, bounds=(0.0, 6.0)), method, 99.0, symmetric=False) == (pytest.approx(1 / 255), -128)
     # One value in a thousand is beyond the percentile, and all there is.
     zeros[3] = 5.0
-    assert choose(seen(zeros, bounds=(0.0, 6.0)), method, 99.0) == (pytest.approx(5 / 255), -128)
+    assert choose(seen(zeros, bounds=(0.0, 6.0)), method, 99.0, symmetric=False) == (pytest.approx(5 / 255), -128)
 
 
 def test_absmax_is_all_that_was_seen():
     values = torch.cat([torch.rand(1000), torch.tensor([-7.0, 30.0])])
-    assert choose(seen(values), "absmax", 0) == quantization(-7.0, 30.0)
+    assert choose(seen(values), "absmax", 0, symmetric=False) == quantization(-7.0, 30.0)
 
 
 def test_percentile_leaves_out_the_same_share_at_either_end():
     values = torch.arange(-5000.0, 5001.0)[torch.randperm(10001)]
-    scale, zero = choose(seen(values), "percentile", 99.0)
+    scale, zero = choose(seen(values), "percentile", 99.0, symmetric=False)
     assert scale == pytest.approx(9800 / 255, rel=1e-6)
     assert zero == 0
-    assert choose(seen(values), "percentile", 100) == choose(seen(values), "absmax", 0)
+    assert choose(seen(values), "percentile", 100, symmetric=False) == choose(
+        seen(values), "absmax", 0, symmetric=False
+    )
     relu = values.clamp(min=0)
-    assert choose(seen(relu), "percentile", 99.0) == (pytest.approx(4900 / 255, rel=1e-6), -128)
+    assert choose(seen(relu), "percentile", 99.0, symmetric=False) == (pytest.approx(4900 / 255, rel=1e-6), -128)
 
 
 TENSORS = {
@@ -106,9 +108,9 @@ def test_mse_is_the_best_of_a_grid_of_both_ends(name):
     fractions = torch.linspace(0.02, 1, 50).tolist()
     pairs = itertools.product(fractions if low else [1.0], fractions if high else [1.0])
     least = min(fake(values, quantization(low * a, high * b)) for a, b in pairs)
-    error = fake(values, choose(seen(values), "mse", 0))
+    error = fake(values, choose(seen(values), "mse", 0, symmetric=False))
     assert error <= 1.01 * least
-    assert error <= (0.95 if "tail" in name else 1.0) * fake(values, choose(seen(values), "absmax", 0))
+    assert error <= (0.95 if "tail" in name else 1.0) * fake(values, choose(seen(values), "absmax", 0, symmetric=False))
 
 
 def fake(values: torch.Tensor, q: Quantization) -> float:

@@ -1,0 +1,3 @@
+from octo_exp.deploy.net import IntegerNet
+
+__all__ = ["IntegerNet"]

@@ -1,0 +1,153 @@
+"""The integer graph on a CPU: int8 GEMMs between compiled loops; the same codes as `plain`.
+
+A depthwise convolution is a loop; any other is im2col and GEMM, some images at a time so that the sums stay in the
+cache, for each of its groups. Between layers images are arrays [N, H, W, C], and a layer's constants are made ready
+once: at batch 1 the calls cost as much as the work.
+"""
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octo_exp.deploy import loops
+from octo_exp.deploy.fixed import AddFactors
+from octo_exp.kernels import cpu_loops as kernel_loops
+from octo_exp.kernels import torch_int8
+from octo_exp.kernels.cpu_elementwise import array, use_torch_threads
+
+if TYPE_CHECKING:
+    from octo_exp.deploy.net import IntegerConv, IntegerPool
+
+# Bytes of int32 sums that exist at a time.
+CHUNK_BYTES = 2**19
+
+
+class _Room(threading.local):
+    """Memory for what lives within one layer: fresh pages would cost more than the loops that fill them."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[Any, np.ndarray] = {}
+
+    def of(self, dtype: type, rows: int, columns: int) -> np.ndarray:
+        """Return an array [rows, columns], of any content."""
+        size = rows * columns
+        found = self.arrays.get(dtype)
+        if found is None or found.size < size:
+            found = self.arrays[dtype] = np.empty(size, dtype)
+        return found[:size].reshape(rows, columns)
+
+
+_room = _Room()
+
+
+def images_of(codes: Tensor) -> np.ndarray:
+    """[N, C, H, W] -> [N, H, W, C], contiguous; a view where it lies so."""
+    return np.ascontiguousarray(array(codes).transpose(0, 2, 3, 1))
+
+
+def codes_of(images: np.ndarray) -> Tensor:
+    """[N, H, W, C] -> [N, C, H, W], a view."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2))
+
+
+class Conv:
+    """A convolution made ready: [N, H, W, C] -> [N, OH, OW, O]; see `IntegerConv`."""
+
+    def __init__(self, layer: "IntegerConv") -> None:
+        g, weight = layer.geometry, layer.weight
+        self.geometry, self.kernel = g, (int(weight.shape[2]), int(weight.shape[3]))
+        self.x_zero, self.y_zero, self.outputs = layer.x_zero, layer.y_zero, int(weight.shape[0])
+        self.size, self.out_size = (layer.in_size, layer.in_size), (layer.out_size, layer.out_size)
+        self.steps = (self.kernel, g.stride, g.padding, g.dilation, self.size, self.out_size, np.int8(layer.x_zero))
+        self.constants = tuple(array(v) for v in (layer.offset, layer.value, layer.shift))
+        # The image as it lies is the GEMM's rows.
+        pointwise = self.kernel == (1, 1) and g.stride == (1, 1)
+        self.is_matrix = g.padding == (0, 0) and (pointwise or self.kernel == self.size)
+        self.is_depthwise = g.groups == layer.in_channels == self.outputs > 1 and g.stride[0] == g.stride[1]
+        if self.is_depthwise:
+            self.taps = np.ascontiguousarray(array(weight)[:, 0].transpose(1, 2, 0))
+        else:
+            rows = images_of(weight).reshape(g.groups, self.outputs // g.groups, -1)
+            self.matrices = [torch.from_numpy(part.T) for part in rows]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return the convolution's codes."""
+        g = self.geometry
+        out = np.empty((len(x), *self.out_size, self.outputs), np.int8)
+        if self.is_depthwise:
+            loops.depthwise(x, self.taps, *self.constants, self.x_zero, self.y_zero, g.stride[0], g.padding, out)
+        elif g.groups == 1:
+            self._gemm(x, self.matrices[0], self.constants, out)
+        else:
+            self._groups(x, out)
+        return out
+
+    def _groups(self, x: np.ndarray, out: np.ndarray) -> None:
+        inputs, outputs = x.shape[3] // self.geometry.groups, self.outputs // self.geometry.groups
+        for k, matrix in enumerate(self.matrices):
+            part = slice(k * outputs, k * outputs + outputs)
+            made = np.empty((*out.shape[:3], outputs), np.int8)
+            share = np.ascontiguousarray(x[..., k * inputs : k * inputs + inputs])
+            self._gemm(share, matrix, tuple(v[part] for v in self.constants), made)
+            out[..., part] = made
+
+    def _gemm(self, x: np.ndarray, matrix: Tensor, constants: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+        n, (k, outputs) = len(x), matrix.shape
+        positions = self.out_size[0] * self.out_size[1]
+        step = max(1, min(n, CHUNK_BYTES // (positions * 4 * outputs)))
+        for start in range(0, n, step):
+            rows = self._columns(x[start : start + step], positions, k)
+            acc = _room.of(np.int32, len(rows), outputs)
+            sums = torch_int8.matmul(torch.from_numpy(rows), matrix, torch.from_numpy(acc))
+            made = out[start : start + step].reshape(-1, outputs)
+            requantize = loops.requantize if made.size > loops.PARALLEL else loops.requantize_rows
+            requantize(array(sums), *constants, self.y_zero, made)
+
+    def _columns(self, x: np.ndarray, positions: int, k: int) -> np.ndarray:
+        """[N, H, W, C] -> [N*OH*OW, K], the border filled with x_zero."""
+        if self.is_matrix:
+            return x.reshape(-1, k)
+        out = _room.of(np.int8, len(x) * positions, k)
+        kernel_loops.columns_of_input(x.reshape(len(x), -1), out, *self.steps)
+        return out
+
+
+def pooled(x: np.ndarray, layer: "IntegerPool") -> np.ndarray:
+    """[N, H, W, C] -> [N, OH, OW, C]; see `IntegerPool`."""
+    n, height, width, channels = x.shape
+    k, s, p = layer.kernel, layer.stride, layer.padding
+    out = np.empty((n, (height + 2 * p - k) // s + 1, (width + 2 * p - k) // s + 1, channels), np.int8)
+    if layer.kind == "max":
+        loops.max_pool(x, k, s, p, out)
+    else:
+        loops.average_pool(x, k, s, out)
+    return out
+
+
+def added(x1: np.ndarray, x2: np.ndarray, factors: AddFactors, zeros: tuple[int, int, int]) -> np.ndarray:
+    """Two images [N, H, W, C] -> their sum; see `IntegerAdd`."""
+    out = np.empty(x1.shape, np.int8)
+    n = len(out)
+    loops.add(x1.reshape(n, -1), x2.reshape(n, -1), *factors, zeros, out.reshape(n, -1))
+    return out
+
+
+def conv(codes: Tensor, layer: "IntegerConv") -> Tensor:
+    """See `IntegerConv`."""
+    use_torch_threads()
+    return codes_of(layer.ready(images_of(codes)))
+
+
+def pool(codes: Tensor, layer: "IntegerPool") -> Tensor:
+    """See `IntegerPool`."""
+    use_torch_threads()
+    return codes_of(pooled(images_of(codes), layer))
+
+
+def add(shortcut: Tensor, body: Tensor, factors: AddFactors, zeros: tuple[int, int, int]) -> Tensor:
+    """See `IntegerAdd`."""
+    use_torch_threads()
+    return codes_of(added(images_of(shortcut), images_of(body), factors, zeros))

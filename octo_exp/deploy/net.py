@@ -1,0 +1,180 @@
+"""An int8 graph as a device without floats runs it: int8 codes in, int8 codes of the logits out."""
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from octo_exp.deploy import cpu, fixed, plain
+from octo_exp.deploy.bounds import within_int32
+from octo_exp.deploy.fixed import AddFactors
+from octo_exp.errors import UserError
+from octo_exp.kernels.cpu_elementwise import use_torch_threads
+from octo_exp.mcu.graph import McuInput
+from octo_exp.mcu.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
+
+
+class IntegerConv(nn.Module):
+    """codes [N, C, H, W] int8 -> codes [N, O, OH, OW]: y = requantise(sum of code * w + offset); see `fixed`.
+
+    Buffers, all integer: weight int8 [O, C/G, KH, KW]; offset [O] = bias - x_zero * sum of w; value, shift [O] int32.
+    """
+
+    weight: Tensor
+    offset: Tensor
+    value: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: ConvSpec) -> None:
+        super().__init__()
+        self.geometry, self.x_zero, self.y_zero = spec.geometry, spec.x_zero, spec.y_zero
+        self.in_channels, self.in_size, self.out_size = spec.in_channels, spec.in_size, spec.out_size
+        weight = spec.weight.astype(np.int64).reshape(spec.out_channels, -1)
+        factors = fixed.conv_factors(spec.x_scale, spec.w_scales, spec.y_scale)
+        offset = spec.bias - spec.x_zero * weight.sum(1)
+        # Channels-last, so that the rows of a GEMM are a view.
+        weights = torch.tensor(spec.weight).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weights)
+        self.register_buffer("offset", torch.tensor(offset, dtype=torch.int32))
+        self.register_buffer("value", torch.tensor(factors.value))
+        self.register_buffer("shift", torch.tensor(factors.shift))
+        self._ready: tuple[Tensor, cpu.Conv] | None = None
+
+    @property
+    def ready(self) -> cpu.Conv:
+        """Return this convolution as a CPU runs it; it shares the buffers."""
+        # Buffers are other tensors after a move.
+        if self._ready is None or self._ready[0] is not self.weight:
+            self._ready = (self.weight, cpu.Conv(self))
+        return self._ready[1]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] -> codes [N, O, OH, OW], int8."""
+        return _forms(codes).conv(codes, self)
+
+    def on_cpu(self, x: np.ndarray) -> np.ndarray:
+        """[N, H, W, C] -> [N, OH, OW, O], int8."""
+        return self.ready(x)
+
+
+class IntegerPool(nn.Module):
+    """The pool of codes; scale and zero point pass unchanged."""
+
+    def __init__(self, spec: PoolSpec) -> None:
+        super().__init__()
+        self.kind, self.kernel, self.stride, self.padding = spec.kind, spec.kernel, spec.stride, spec.padding
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] -> codes [N, C, OH, OW], int8."""
+        return _forms(codes).pool(codes, self)
+
+    def on_cpu(self, x: np.ndarray) -> np.ndarray:
+        """[N, H, W, C] -> [N, OH, OW, C], int8."""
+        return cpu.pooled(x, self)
+
+
+class IntegerAdd(nn.Module):
+    """What the shortcut gives, and what the body gives (scale s2, zero point z2) -> their sum."""
+
+    factors: AddFactors
+
+    def __init__(self, spec: ResidualSpec, *, s2: float, z2: int) -> None:
+        super().__init__()
+        self.factors = fixed.add_factors(spec.x_scale, s2, spec.y_scale)
+        self.zeros = (spec.x_zero, z2, spec.y_zero)
+
+    def forward(self, shortcut: Tensor, body: Tensor) -> Tensor:
+        """Two images of codes of one shape -> codes, int8."""
+        return _forms(body).add(shortcut, body, self.factors, self.zeros)
+
+
+class IntegerBlock(nn.Module):
+    """Body and shortcut of one input, and their addition, or the body alone."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__()
+        self.body = nn.ModuleList(IntegerConv(conv) for conv in spec.body)
+        self.shortcut = nn.ModuleList(IntegerConv(conv) for conv in spec.shortcut)
+        last, add = spec.body[-1], spec.residual
+        self.add = None if add is None else IntegerAdd(add, s2=last.y_scale, z2=last.y_zero)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] -> codes [N, O, OH, OW], int8."""
+        body, shortcut = codes, codes
+        for conv in self.body:
+            body = conv(body)
+        for conv in self.shortcut:
+            shortcut = conv(shortcut)
+        return body if self.add is None else self.add(shortcut, body)
+
+    def on_cpu(self, x: np.ndarray) -> np.ndarray:
+        """[N, H, W, C] -> [N, OH, OW, O], int8."""
+        body, shortcut = x, x
+        for conv in self.body:
+            body = conv.on_cpu(body)
+        for conv in self.shortcut:
+            shortcut = conv.on_cpu(shortcut)
+        return body if self.add is None else cpu.added(shortcut, body, self.add.factors, self.add.zeros)
+
+
+class IntegerNet(nn.Module):
+    """x [N, C, H, W] float32, normalised as the spec's input says -> logits [N, classes] float32.
+
+    `classify` is what lies between: codes in, codes out, and no float. A logit is (code - logit_zero) * logit_scale.
+    `spec` is the graph as it runs: biases that would let sums leave int32 are pulled in (`within_int32`). UserError
+    where that would move an output, or a factor between scales is out of range.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec = within_int32(spec)
+        self.input = McuInput(spec.input)
+        self.layers = nn.ModuleList(_layer(layer) for layer in spec.layers)
+        self.classifier = IntegerConv(spec.classifier)
+        self.logit_scale, self.logit_zero = spec.classifier.y_scale, spec.classifier.y_zero
+
+    def codes_of(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] float32 -> its codes, int8."""
+        return self.input(x).to(torch.int8)
+
+    def outputs(self, codes: Tensor) -> Iterator[Tensor]:
+        """codes [N, C, H, W] int8 -> what each layer makes, in order; the classifier's [N, classes, 1, 1] last."""
+        self._check(codes)
+        for layer in (*self.layers, self.classifier):
+            codes = layer(codes)
+            yield codes
+
+    def _check(self, codes: Tensor) -> None:
+        image = self.spec.image
+        if codes.dtype != torch.int8 or codes.shape[1:] != (image.channels, image.size, image.size):
+            wanted = f"int8 codes [N, {image.channels}, {image.size}, {image.size}]"
+            raise UserError(f"input must be {wanted}, got {codes.dtype} {list(codes.shape)}")
+
+    @torch.no_grad()
+    def classify(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] int8 -> codes of the logits [N, classes] int8."""
+        self._check(codes)
+        if _forms(codes) is plain:
+            for made in self.outputs(codes):
+                codes = made
+            return codes.flatten(1)
+        use_torch_threads()
+        x = cpu.images_of(codes)
+        for layer in (*self.layers, self.classifier):
+            x = layer.on_cpu(x)
+        return torch.from_numpy(x.reshape(len(x), -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, classes]."""
+        return (self.classify(self.codes_of(x)) - float(self.logit_zero)) * self.logit_scale
+
+
+def _forms(codes: Tensor) -> ModuleType:
+    return cpu if codes.device.type == "cpu" else plain
+
+
+def _layer(spec: Layer) -> IntegerConv | IntegerPool | IntegerBlock:
+    kinds = {ConvSpec: IntegerConv, PoolSpec: IntegerPool, BlockSpec: IntegerBlock}
+    return kinds[type(spec)](spec)

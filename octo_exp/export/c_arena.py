@@ -1,0 +1,109 @@
+"""Where tensors lie in one block of memory, planned from their lifetimes: greedy, the largest first, best fit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octo_exp.export.c_steps import Program, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """What must stay as it is from step `first` on; sizes_bytes: in that step, in the next, ... to the last."""
+
+    first: int
+    sizes_bytes: tuple[int, ...]
+
+    def steps_with(self, other: "Buffer") -> range:
+        """Return the steps in which both live."""
+        ends = (self.first + len(self.sizes_bytes), other.first + len(other.sizes_bytes))
+        return range(max(self.first, other.first), min(ends))
+
+    def largest_bytes(self, steps: range) -> int:
+        """Return the largest size in some of its steps."""
+        return max(self.sizes_bytes[i - self.first] for i in steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arena:
+    """A program's memory beside image and logits.
+
+    offsets: first byte of each tensor between image and logits. scratch: that of each step's scratch, None without.
+    peak: the step in which the most bytes live.
+    """
+
+    size_bytes: int
+    offsets: dict[int, int]
+    scratch: tuple[int | None, ...]
+    peak: Step
+
+
+def arena_of(program: Program) -> Arena:
+    """Return the arena of a program. A step writes over a tensor that nobody reads later, where it may."""
+    roots, kept = _tensors(program)
+    own = {i: Buffer(first=i, sizes_bytes=(s.scratch_bytes,)) for i, s in enumerate(program.steps) if s.scratch_bytes}
+    buffers = [*kept.values(), *own.values()]
+    places = place(buffers)
+    at = dict(zip(kept, places, strict=False))
+    scratch = dict(zip(own, places[len(kept) :], strict=True))
+    live = live_bytes(buffers)
+    return Arena(
+        size_bytes=max(offset + max(b.sizes_bytes) for b, offset in zip(buffers, places, strict=True)),
+        offsets={tensor: at[root] for tensor, root in roots.items()},
+        scratch=tuple(scratch.get(i) for i in range(len(program.steps))),
+        peak=program.steps[live.index(max(live))],
+    )
+
+
+def live_bytes(buffers: Sequence[Buffer]) -> list[int]:
+    """Return the bytes that live in each step: no arena is smaller than the largest of them."""
+    live = [0] * max(b.first + len(b.sizes_bytes) for b in buffers)
+    for b in buffers:
+        for i, size_bytes in enumerate(b.sizes_bytes, b.first):
+            live[i] += size_bytes
+    return live
+
+
+def _tensors(program: Program) -> tuple[dict[int, int], dict[int, Buffer]]:
+    """(tensor -> the tensor in whose place it lies, that tensor -> the buffer of all that lie there)."""
+    last_read = {tensor: i for i, step in enumerate(program.steps) for tensor in step.reads}
+    roots: dict[int, int] = {}
+    kept: dict[int, Buffer] = {}
+    for i, step in enumerate(program.steps):
+        made = step.writes
+        if made not in program.tensors:
+            continue
+        # The image is the caller's; a tensor that is read later stays.
+        free = [t for t in step.over if t in roots and last_read[t] == i and program.sizes[t] >= program.sizes[made]]
+        roots[made] = roots[free[0]] if free else made
+        # In the step that writes over a tensor both live: the old one, which is not smaller, counts.
+        first, sizes = (kept[roots[made]].first, kept[roots[made]].sizes_bytes) if free else (i, (program.sizes[made],))
+        sizes += (program.sizes[made],) * (last_read[made] - i)
+        kept[roots[made]] = Buffer(first=first, sizes_bytes=sizes)
+    return roots, kept
+
+
+def place(buffers: Sequence[Buffer]) -> list[int]:
+    """Return the first byte of each buffer: no two overlap in a step in which both live.
+
+    The largest first, each where it fits best between those that stand: with the least room left above it.
+    """
+    offsets: dict[int, int] = {}
+    for k in sorted(range(len(buffers)), key=lambda k: -max(buffers[k].sizes_bytes)):
+        # Between these two, exclusive, it would overlap.
+        taken = []
+        for j, offset in offsets.items():
+            steps = buffers[k].steps_with(buffers[j])
+            if steps:
+                taken.append((offset - buffers[k].largest_bytes(steps), offset + buffers[j].largest_bytes(steps)))
+        offsets[k] = _best_fit(taken)
+    return [offsets[k] for k in range(len(buffers))]
+
+
+def _best_fit(taken: Sequence[tuple[int, int]]) -> int:
+    """Open intervals of offsets that will not do -> the offset with the least room to the next of them."""
+    starts = {0, *(end for _, end in taken)}
+    fits = [start for start in starts if not any(low < start < end for low, end in taken)]
+    return min(
+        fits, key=lambda start: (min((low - start for low, _ in taken if low >= start), default=math.inf), start)
+    )

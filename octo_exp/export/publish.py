@@ -1,0 +1,97 @@
+"""Files appear whole or not at all: written and verified in a folder beside their place, then moved there."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from octo_exp import results
+from octo_exp.errors import UserError
+from octo_exp.export.graph import Graph
+
+Write = Callable[[Path, str], dict[str, Any]]
+
+
+def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
+    """Let `write(folder, name)` fill a folder and return the manifest, then move all of it to where `path` lies.
+
+    UserError where something cannot be written, or would replace what no export has made; nothing is changed then.
+    """
+    staging = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_target(path, suffix)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".unverified-{path.name}-"))
+        content = write(staging, path.name.removesuffix(suffix) if suffix else path.name)
+        results.write(staging, content, file=f"{path.name}.json")
+        for entry in sorted(staging.iterdir()):
+            _move(entry, path.parent / entry.name)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename2 or error.filename or path} cannot be written: {error.strerror}; give another output=FILE"
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return content
+
+
+def _check_target(path: Path, suffix: str) -> None:
+    """Refuse before the work what would fail after it."""
+    record = path.with_name(f"{path.name}.json")
+    if record.is_dir():
+        raise UserError(f"{record} cannot be written: Is a directory; give another output=FILE")
+    if not suffix and path.exists() and not (path.is_dir() and (record.is_file() or not any(path.iterdir()))):
+        raise UserError(f"output={path} is there already and is no export; give another output=FOLDER")
+
+
+def _move(source: Path, target: Path) -> None:
+    if not target.is_dir():
+        source.replace(target)
+        return
+    # No folder replaces another in one step: the old one is kept until the new one stands.
+    old = target.with_name(f".old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    target.replace(old)
+    try:
+        source.replace(target)
+    except OSError:
+        old.replace(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def manifest(graph: Graph, form: str, facts: dict[str, Any], folder: Path, main: str) -> dict[str, Any]:
+    """Return what the files in `folder` were made from and what is known of them."""
+    source, spec = graph.source, graph.spec
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    whole = folder / main
+    return {
+        "format": form,
+        "file": main,
+        "files": {name: {"sha256": _hash(path), "bytes": path.stat().st_size} for name, path in files.items()},
+        "sha256": _hash(whole) if whole.is_file() else None,
+        "bytes": sum(path.stat().st_size for path in files.values()),
+        "run": str(source.folder.resolve()),
+        "checkpoint_sha256": _hash(source.checkpoint),
+        "graph": graph.origin,
+        "data": source.cfg.data.name,
+        # What turns pixels in [0, 1] into the graph's input, and that into codes.
+        "mean": source.datamodule.mean.tolist(),
+        "std": source.datamodule.std.tolist(),
+        "input_scale": spec.input.scale,
+        "input_zero": spec.input.zero,
+        "logit_scale": spec.classifier.y_scale,
+        "logit_zero": spec.classifier.y_zero,
+        "parameters": spec.params + spec.classifier.params,
+        "macs": spec.macs + spec.classifier.macs,
+        "dead_channels": spec.dead_channels,
+        "versions": results.versions(),
+        **facts,
+    }

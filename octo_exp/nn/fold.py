@@ -1,0 +1,47 @@
+"""Back from a trained quantised net to plain torch: weights as they are, LAC's constants in the biases."""
+
+import torch
+from torch import Tensor, nn
+
+from octo_exp.errors import UserError
+from octo_exp.nn.layers import QuantLayer
+
+
+@torch.no_grad()
+def folded(net: nn.Module, fresh: nn.Module) -> nn.Module:
+    """Return `fresh` with the weights of `net`, in eval mode; it computes what `net` does but for the quantisation.
+
+    In evaluation the ranges are stored ones, so LAC's term is a constant: in its zero-point form
+    -theta*s_x*z_x*sum(w^), in its affine form alpha*mu + offset. A layer without bias gets one. The oracle gives back
+    all that quantisation took, so nothing is left to fold.
+
+    Args:
+        net: a net under any scheme, trained.
+        fresh: the same model as it was before conversion; changed in place.
+
+    Raises:
+        UserError: a compensation that is no constant of a channel.
+
+    """
+    state = net.state_dict()
+    fresh.load_state_dict({name: state[name] for name in fresh.state_dict()})
+    net.eval()
+    for name, layer in net.named_modules():
+        if isinstance(layer, QuantLayer) and layer.compensator is not None:
+            _add_to_bias(fresh.get_submodule(name), _constant(name, layer))
+    return fresh.eval()
+
+
+def _constant(name: str, layer: QuantLayer) -> Tensor:
+    term = layer.constant_compensation()
+    if term.dim() > 1:
+        raise UserError(
+            f"layer {name}: compensation.granularity=element has a number for each pixel, and a bias one for each "
+            "channel; train with quant.compensation.granularity=channel"
+        )
+    return term
+
+
+def _add_to_bias(layer: nn.Module, term: Tensor) -> None:
+    bias = term if layer.bias is None else layer.bias + term
+    layer.bias = nn.Parameter(bias.to(layer.weight))

@@ -1,0 +1,127 @@
+"""The arena: tensors that live at once never share a byte, and little is left between them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octo_exp.deploy import IntegerNet
+from octo_exp.export.c_arena import Arena, Buffer, arena_of, live_bytes, place
+from octo_exp.export.c_steps import Program, program_of
+from octo_exp.mcu.spec import Image, InputSpec, ModelSpec
+from tests.mcu.helpers import chain_of, conv_spec, pool_spec, tiny_model, tiny_resnet
+from tests.mcu.random_models import random_model
+
+BUFFERS = st.lists(
+    st.builds(
+        Buffer,
+        first=st.integers(0, 8),
+        # What lives longer may shrink.
+        sizes_bytes=st.lists(st.integers(1, 40), min_size=1, max_size=5).map(lambda s: tuple(sorted(s, reverse=True))),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(buffers=BUFFERS)
+def test_buffers_that_live_at_once_share_no_byte(buffers):
+    places = place(buffers)
+    end = max(offset + max(b.sizes_bytes) for b, offset in zip(buffers, places, strict=True))
+    for step, live in enumerate(live_bytes(buffers)):
+        owners = np.zeros(end, np.int64)
+        for b, offset in zip(buffers, places, strict=True):
+            if b.first <= step < b.first + len(b.sizes_bytes):
+                owners[offset : offset + b.sizes_bytes[step - b.first]] += 1
+        assert owners.max(initial=0) <= 1
+        assert owners.sum() == live
+    assert min(places) == 0
+    assert max(live_bytes(buffers)) <= end <= sum(max(b.sizes_bytes) for b in buffers)
+
+
+def test_the_largest_comes_first_and_the_tightest_gap_is_taken():
+    buffers = [
+        Buffer(first=1, sizes_bytes=(10,)),
+        Buffer(first=0, sizes_bytes=(20, 20)),
+        Buffer(first=0, sizes_bytes=(16,)),
+        Buffer(first=0, sizes_bytes=(14, 14)),
+        Buffer(first=0, sizes_bytes=(12,)),
+        Buffer(first=0, sizes_bytes=(11, 11)),
+    ]
+    # Step 1 leaves gaps of 16 and 12 bytes.
+    assert place(buffers) == [50, 0, 20, 36, 50, 62]
+    # What shrinks makes room in its own place.
+    assert place([Buffer(first=0, sizes_bytes=(30, 10)), Buffer(first=1, sizes_bytes=(25,))]) == [0, 10]
+
+
+def simulated(program: Program, arena: Arena) -> None:
+    """Run a program on a memory of names: what is still to be read must lie there whole, or be written over as told."""
+    memory, made = np.full(arena.size_bytes, -1), set()
+
+    def bytes_of(tensor: int) -> np.ndarray:
+        offset = arena.offsets[tensor]
+        assert 0 <= offset <= arena.size_bytes - program.sizes[tensor]
+        return memory[offset : offset + program.sizes[tensor]]
+
+    for i, step in enumerate(program.steps):
+        later = {t for after in program.steps[i + 1 :] for t in after.reads}
+        scratch = memory[:0]
+        if step.scratch_bytes:
+            scratch = memory[arena.scratch[i] :][: step.scratch_bytes]
+            assert len(scratch) == step.scratch_bytes
+            scratch[:] = -2
+        assert all((bytes_of(t) == t).all() for t in made & (later | set(step.reads)))
+        if step.writes in program.tensors:
+            bytes_of(step.writes)[:] = step.writes
+        for t in made & (later | set(step.reads)):
+            over = t in step.over and t not in later and arena.offsets[t] == arena.offsets.get(step.writes)
+            assert over or (bytes_of(t) == t).all()
+        assert (scratch == -2).all()
+        made |= {step.writes} & set(program.tensors)
+
+
+@pytest.mark.parametrize("model", [tiny_model, tiny_resnet, *(lambda s=s: random_model(s) for s in range(20))])
+def test_no_step_of_a_network_loses_what_is_read_later(model):
+    program = program_of(IntegerNet(model()))
+    simulated(program, arena_of(program))
+
+
+@pytest.mark.parametrize("model", [tiny_model, tiny_resnet])
+def test_what_is_read_later_or_is_too_small_is_not_written_over(model):
+    program = program_of(IntegerNet(model()))
+    eager = replace(program, steps=tuple(replace(step, over=step.reads) for step in program.steps))
+    arena = arena_of(eager)
+    simulated(eager, arena)
+    assert arena.size_bytes < arena_of(program).size_bytes
+
+
+def test_a_pool_and_an_addition_write_over_what_they_read():
+    rng = np.random.default_rng(0)
+    convs = chain_of(rng, Image(3, 32, 0.05, 0), {"outputs": 64, "kernel": 3})
+    pool = pool_spec(convs[-1].gives, "max", 2, 2)
+    image = convs[-1].gives._replace(size=pool.out_size)
+    convs += chain_of(rng, image, {"outputs": 128, "kernel": 3})
+    head = conv_spec(rng, convs[-1].gives, 4, 16, padding=0)
+    spec = ModelSpec(input=InputSpec(scale=0.05, zero=0), layers=(convs[0], pool, convs[1]), classifier=head)
+    program = program_of(IntegerNet(spec))
+    arena = arena_of(program)
+    assert arena.offsets[1] == arena.offsets[2]
+    # The first layer's image and a window of 3 x 3 x 3 codes: what the pool leaves of it is free again.
+    assert arena.size_bytes == 32 * 32 * 64 + 27
+    assert arena.peak is program.steps[0]
+    block = program_of(IntegerNet(tiny_model()))
+    add = next(step for step in block.steps if step.name.endswith("addition"))
+    offsets = arena_of(block).offsets
+    assert offsets[add.writes] in {offsets[t] for t in add.reads}
+
+
+def test_a_pool_with_a_border_does_not():
+    program = program_of(IntegerNet(tiny_resnet()))
+    pool = program.steps[1]
+    assert "max pool" in pool.title
+    offsets = arena_of(program).offsets
+    ends = [offsets[t] + program.sizes[t] for t in (pool.writes, *pool.reads)]
+    assert offsets[pool.writes] >= ends[1] or offsets[pool.reads[0]] >= ends[0]

@@ -1,0 +1,152 @@
+"""Files appear whole or not at all."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from octo_exp.errors import UserError
+from octo_exp.export import publish as module
+from octo_exp.export.formats import FORMATS, module_of
+from octo_exp.export.publish import publish
+from octo_exp.export.request import parse
+
+
+def writes(**files: str) -> Any:
+    """A writer of files, by their suffixes with _ for the dot; a folder for what has a slash."""
+
+    def write(folder: Path, name: str) -> dict[str, str]:
+        for suffix, text in files.items():
+            path = folder / f"{name}{suffix.replace('_', '.')}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return {"text": "manifest"}
+
+    return write
+
+
+def fails(folder: Path, name: str) -> dict[str, str]:
+    (folder / f"{name}.c").write_text("half")
+    raise UserError("does not verify")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_all_files_and_the_manifest_take_their_place(tmp_path):
+    content = publish(tmp_path / "new" / "net.c", ".c", writes(_c="code", _h="header"))
+    assert content == {"text": "manifest"}
+    assert names(tmp_path / "new") == ["net.c", "net.c.json", "net.h"]
+    assert json.loads((tmp_path / "new/net.c.json").read_text()) == content
+
+
+def test_what_fails_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    publish(tmp_path / "net.c", ".c", writes(_c="before", _h="before"))
+    with pytest.raises(UserError, match="does not verify"):
+        publish(tmp_path / "net.c", ".c", fails)
+    assert names(tmp_path) == ["net.c", "net.c.json", "net.h"]
+    assert (tmp_path / "net.c").read_text() == "before"
+
+
+def folder_of(*files: str) -> Any:
+    def write(folder: Path, name: str) -> dict[str, str]:
+        for file in files:
+            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name / file).write_text(file)
+        return {}
+
+    return write
+
+
+def test_a_folder_replaces_an_earlier_export_as_a_whole(tmp_path):
+    publish(tmp_path / "net_text", "", folder_of("graph.txt", "weight/a.txt"))
+    publish(tmp_path / "net_text", "", folder_of("graph.txt", "weight/b.txt"))
+    assert names(tmp_path) == ["net_text", "net_text.json"]
+    assert names(tmp_path / "net_text" / "weight") == ["b.txt"]
+
+
+def test_a_folder_that_could_not_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    publish(tmp_path / "net_text", "", folder_of("a.txt"))
+    replace = Path.replace
+
+    def broken(self: Path, target: Path) -> Path:
+        if self.parent.name.startswith(".unverified"):
+            raise OSError(28, "No space left on device", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(UserError, match="cannot be written: No space left on device; give another output=FILE"):
+        publish(tmp_path / "net_text", "", folder_of("b.txt"))
+    assert names(tmp_path) == ["net_text", "net_text.json"]
+    assert names(tmp_path / "net_text") == ["a.txt"]
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"mine is there already and is no export; give another output=FOLDER"):
+        publish(tmp_path / "mine", "", folder_of("a.txt"))
+    assert names(tmp_path / "mine") == ["thesis.tex"]
+
+
+def test_the_manifest_names_every_file(tmp_path):
+    for name in ("a.c", "a.h"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "checkpoint").touch()
+    image = SimpleNamespace(scale=0.1, zero=3)
+    part = SimpleNamespace(y_scale=0.2, y_zero=4, params=1, macs=2)
+    spec = SimpleNamespace(input=image, classifier=part, params=10, macs=20, dead_channels=0)
+    data = SimpleNamespace(mean=SimpleNamespace(tolist=lambda: [0.5]), std=SimpleNamespace(tolist=lambda: [0.2]))
+    source = SimpleNamespace(
+        folder=tmp_path,
+        checkpoint=tmp_path / "checkpoint",
+        datamodule=data,
+        cfg=SimpleNamespace(data=SimpleNamespace(name="digits")),
+    )
+    graph = SimpleNamespace(source=source, spec=spec, origin="ptq")
+    content = module.manifest(graph, "c", {"arena": 7}, tmp_path, "a.c")
+    assert {"a.c", "a.h"} <= set(content["files"])
+    assert content["files"]["a.h"]["bytes"] == 3
+    assert content["sha256"] == content["files"]["a.c"]["sha256"]
+    assert (content["parameters"], content["macs"], content["arena"]) == (11, 22, 7)
+    assert (content["input_scale"], content["logit_zero"], content["mean"]) == (0.1, 4, [0.5])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_what_a_format_needs(name):
+    form = module_of(name)
+    assert form.SUFFIX == "" or form.SUFFIX.startswith(".")
+    assert callable(form.export)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["format=c", "run=x", "hw=stm32"], "hw=stm32 is unknown; choose one of ascend310"),
+        (["format=c", "run=x", "calibration.pictures=3"], "choose from images, activations, percentile"),
+        (["format=c", "run=x", "calibration.images"], "is not understood"),
+    ],
+)
+def test_a_wrong_request_is_refused(arguments, words):
+    with pytest.raises(UserError, match=words) as caught:
+        parse(arguments)
+    assert caught.value.exit_code == 2
+
+
+def test_a_request_has_the_defaults_of_quant_ptq():
+    request = parse(["format=c", "run=x", "hw=stm32f746", "calibration.images=9", "calibration.symmetric=true"])
+    assert request.profile.name == "stm32f746"
+    assert request.calibration["images"] == 9
+    assert request.calibration["symmetric"] is True
+    assert request.calibration["activations"] == "mse"
+    assert request.destination(".c").name == "x.c"
+    assert request.destination("").name == "x_c"
+
+
+def test_another_suffix_is_refused():
+    request = parse(["format=c", "run=x", "output=net.bin"])
+    with pytest.raises(UserError, match=r"format=c writes \.c; give output=net\.c"):
+        request.destination(".c")
