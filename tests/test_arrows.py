@@ -59,7 +59,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 # Files with a dependency that their room does not have.
 EXTRA = {
     "bench/deploy.py": {"onnx"},
+    "deploy/few_rows.py": {"llvmlite", "numba"},
+    "deploy/images.py": {"numba"},
     "deploy/loops.py": {"numba"},
+    "deploy/vectors.py": {"llvmlite", "numba"},
     "export/onnx_build.py": {"onnx"},
     "export/onnx_qdq.py": {"onnx"},
     "export/onnx_runtime.py": {"onnx", "onnxruntime"},

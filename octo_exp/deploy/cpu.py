@@ -1,8 +1,8 @@
 """The integer graph on a CPU: int8 GEMMs between compiled loops; the same codes as `plain`.
 
 A depthwise convolution is a loop; any other is im2col and GEMM, some images at a time so that the sums stay in the
-cache, for each of its groups. Between layers images are arrays [N, H, W, C], and a layer's constants are made ready
-once: at batch 1 the calls cost as much as the work.
+cache, for each of its groups; one of few rows is a loop of its own (`few_rows`). Between layers images are arrays
+[N, H, W, C], and a layer's constants are made ready once: at batch 1 the calls cost as much as the work.
 """
 
 import threading
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.deploy import loops
+from octo_exp.deploy import few_rows, loops
 from octo_exp.deploy.fixed import AddFactors
 from octo_exp.kernels import cpu_loops as kernel_loops
 from octo_exp.kernels import torch_int8
@@ -61,7 +61,8 @@ class Conv:
         self.geometry, self.kernel = g, (int(weight.shape[2]), int(weight.shape[3]))
         self.x_zero, self.y_zero, self.outputs = layer.x_zero, layer.y_zero, int(weight.shape[0])
         self.size, self.out_size = (layer.in_size, layer.in_size), (layer.out_size, layer.out_size)
-        self.steps = (self.kernel, g.stride, g.padding, g.dilation, self.size, self.out_size, np.int8(layer.x_zero))
+        self.window = (self.kernel, g.stride, g.padding)
+        self.steps = (*self.window, g.dilation, self.size, self.out_size, np.int8(layer.x_zero))
         self.constants = tuple(array(v) for v in (layer.offset, layer.value, layer.shift))
         # The image as it lies is the GEMM's rows.
         pointwise = self.kernel == (1, 1) and g.stride == (1, 1)
@@ -70,8 +71,9 @@ class Conv:
         if self.is_depthwise:
             self.taps = np.ascontiguousarray(array(weight)[:, 0].transpose(1, 2, 0))
         else:
-            rows = images_of(weight).reshape(g.groups, self.outputs // g.groups, -1)
-            self.matrices = [torch.from_numpy(part.T) for part in rows]
+            self.weights = images_of(weight).reshape(g.groups, self.outputs // g.groups, -1)
+            self.matrices = [torch.from_numpy(part.T) for part in self.weights]
+            self.packed: list[np.ndarray | None] = [None] * g.groups
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return the convolution's codes."""
@@ -80,31 +82,42 @@ class Conv:
         if self.is_depthwise:
             loops.depthwise(x, self.taps, *self.constants, self.x_zero, self.y_zero, g.stride[0], g.padding, out)
         elif g.groups == 1:
-            self._gemm(x, self.matrices[0], self.constants, out)
+            self._gemm(x, 0, self.constants, out)
         else:
             self._groups(x, out)
         return out
 
     def _groups(self, x: np.ndarray, out: np.ndarray) -> None:
         inputs, outputs = x.shape[3] // self.geometry.groups, self.outputs // self.geometry.groups
-        for k, matrix in enumerate(self.matrices):
+        for k in range(self.geometry.groups):
             part = slice(k * outputs, k * outputs + outputs)
             made = np.empty((*out.shape[:3], outputs), np.int8)
             share = np.ascontiguousarray(x[..., k * inputs : k * inputs + inputs])
-            self._gemm(share, matrix, tuple(v[part] for v in self.constants), made)
+            self._gemm(share, k, tuple(v[part] for v in self.constants), made)
             out[..., part] = made
 
-    def _gemm(self, x: np.ndarray, matrix: Tensor, constants: tuple[np.ndarray, ...], out: np.ndarray) -> None:
-        n, (k, outputs) = len(x), matrix.shape
+    def _gemm(self, x: np.ndarray, group: int, constants: tuple[np.ndarray, ...], out: np.ndarray) -> None:
+        n, (outputs, k) = len(x), self.weights[group].shape
         positions = self.out_size[0] * self.out_size[1]
+        rows = n * positions
+        little = rows <= few_rows.MAX_ROWS or rows * k * outputs <= few_rows.MAX_MACS
+        if little and few_rows.is_available():
+            few_rows.conv(x, self._packed(group), *self.window, self.x_zero, *constants, self.y_zero, out)
+            return
         step = max(1, min(n, CHUNK_BYTES // (positions * 4 * outputs)))
         for start in range(0, n, step):
             rows = self._columns(x[start : start + step], positions, k)
-            acc = _room.of(np.int32, len(rows), outputs)
-            sums = torch_int8.matmul(torch.from_numpy(rows), matrix, torch.from_numpy(acc))
             made = out[start : start + step].reshape(-1, outputs)
+            acc = _room.of(np.int32, len(rows), outputs)
+            sums = torch_int8.matmul(torch.from_numpy(rows), self.matrices[group], torch.from_numpy(acc))
             requantize = loops.requantize if made.size > loops.PARALLEL else loops.requantize_rows
             requantize(array(sums), *constants, self.y_zero, made)
+
+    def _packed(self, group: int) -> np.ndarray:
+        found = self.packed[group]
+        if found is None:
+            found = self.packed[group] = few_rows.packed(self.weights[group])
+        return found
 
     def _columns(self, x: np.ndarray, positions: int, k: int) -> np.ndarray:
         """[N, H, W, C] -> [N*OH*OW, K], the border filled with x_zero."""

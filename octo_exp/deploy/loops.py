@@ -6,6 +6,9 @@ Work is split by rows of images; no result depends on the split. What the arithm
 import numpy as np
 from numba import njit, prange
 
+from octo_exp.deploy.vectors import requantized, store_codes
+from octo_exp.mcu.cpu_vectors import LANES, load
+
 INNER = {"cache": True, "error_model": "numpy"}
 OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
 # Rows of a matrix that a thread takes at a time, and the elements from which on threads are worth their start.
@@ -14,27 +17,26 @@ PARALLEL = 2**14
 
 
 @njit(**INNER)
-def _requantize_row(acc, offset, value, half, shift, zero, out):
-    for c in range(acc.size):
-        product = (np.int64(acc[c]) + np.int64(offset[c])) * np.int64(value[c]) + half[c]
-        code = (product >> shift[c]) + zero
+def requantize_row(acc, offset, value, shift, zero, out):
+    """acc [C] int32 -> out [C] int8."""
+    whole = acc.size // LANES * LANES
+    for c in range(0, whole, LANES):
+        v = requantized(
+            load(acc, c, LANES), load(offset, c, LANES), load(value, c, LANES), load(shift, c, LANES), np.int64(zero)
+        )
+        store_codes(out, c, v)
+    for c in range(whole, acc.size):
+        half = np.int64(1) << np.int64(shift[c] - 1)
+        product = (np.int64(acc[c]) + np.int64(offset[c])) * np.int64(value[c]) + half
+        code = (product >> np.int64(shift[c])) + zero
         out[c] = np.int8(min(max(code, -128), 127))
-
-
-@njit(**INNER)
-def _halves(shift):
-    half = np.empty(shift.size, np.int64)
-    for c in range(shift.size):
-        half[c] = np.int64(1) << np.int64(shift[c] - 1)
-    return half
 
 
 @njit(**INNER)
 def requantize_rows(acc, offset, value, shift, zero, out):
     """See `requantize`; on the caller's thread."""
-    half = _halves(shift)
     for m in range(acc.shape[0]):
-        _requantize_row(acc[m], offset, value, half, shift, zero, out[m])
+        requantize_row(acc[m], offset, value, shift, zero, out[m])
 
 
 @njit(**OUTER)
@@ -53,7 +55,6 @@ def depthwise(x, w, offset, value, shift, x_zero, y_zero, stride, padding, out):
     offset holds -x_zero times the sum of all taps, so a tap on the border counts x_zero.
     """
     (_, height, width, channels), (kh, kw, _), (n, oh, ow, _) = x.shape, w.shape, out.shape
-    half = _halves(shift)
     for r in prange(n * oh):
         image, y = x[r // oh], r % oh
         acc = np.empty(channels, np.int32)
@@ -70,7 +71,7 @@ def depthwise(x, w, offset, value, shift, x_zero, y_zero, stride, padding, out):
                     else:
                         for c in range(channels):
                             acc[c] += np.int32(x_zero) * np.int32(tap[c])
-            _requantize_row(acc, offset, value, half, shift, y_zero, out[r // oh, y, column])
+            requantize_row(acc, offset, value, shift, y_zero, out[r // oh, y, column])
 
 
 @njit(**OUTER)

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from octo_exp.deploy import cpu, fixed, plain
+from octo_exp.deploy import cpu, fixed, images, plain
 from octo_exp.deploy.bounds import within_int32
 from octo_exp.deploy.fixed import AddFactors
 from octo_exp.errors import UserError
-from octo_exp.kernels.cpu_elementwise import use_torch_threads
+from octo_exp.kernels.cpu_elementwise import array, use_torch_threads
 from octo_exp.mcu.graph import McuInput
 from octo_exp.mcu.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
+from octo_exp.mcu.steps import Step, steps_of
 
 
 class IntegerConv(nn.Module):
@@ -40,15 +41,16 @@ class IntegerConv(nn.Module):
         self.register_buffer("offset", torch.tensor(offset, dtype=torch.int32))
         self.register_buffer("value", torch.tensor(factors.value))
         self.register_buffer("shift", torch.tensor(factors.shift))
-        self._ready: tuple[Tensor, cpu.Conv] | None = None
+        self._ready: tuple[Tensor, int, cpu.Conv] | None = None
 
     @property
     def ready(self) -> cpu.Conv:
         """Return this convolution as a CPU runs it; it shares the buffers."""
-        # Buffers are other tensors after a move.
-        if self._ready is None or self._ready[0] is not self.weight:
-            self._ready = (self.weight, cpu.Conv(self))
-        return self._ready[1]
+        weight = self.weight
+        # After a move it is another tensor, after a load another version of it.
+        if self._ready is None or self._ready[0] is not weight or self._ready[1] != weight._version:
+            self._ready = (weight, weight._version, cpu.Conv(self))
+        return self._ready[2]
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes [N, C, H, W] -> codes [N, O, OH, OW], int8."""
@@ -88,6 +90,10 @@ class IntegerAdd(nn.Module):
     def forward(self, shortcut: Tensor, body: Tensor) -> Tensor:
         """Two images of codes of one shape -> codes, int8."""
         return _forms(body).add(shortcut, body, self.factors, self.zeros)
+
+
+# The module of a step.
+IntegerPart = IntegerConv | IntegerPool | IntegerAdd
 
 
 class IntegerBlock(nn.Module):
@@ -134,6 +140,14 @@ class IntegerNet(nn.Module):
         self.layers = nn.ModuleList(_layer(layer) for layer in spec.layers)
         self.classifier = IntegerConv(spec.classifier)
         self.logit_scale, self.logit_zero = spec.classifier.y_scale, spec.classifier.y_zero
+        # A tuple: torch looks a module's children up at every access.
+        self._sequence = (*self.layers, self.classifier)
+
+    def steps(self) -> list[tuple[Step, IntegerPart]]:
+        """Return the graph's steps in order of execution, each with the module that computes it."""
+        # Modules are registered in order of execution.
+        modules = (module for module in self.modules() if isinstance(module, IntegerPart))
+        return list(zip(steps_of(self.spec), modules, strict=True))
 
     def codes_of(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] float32 -> its codes, int8."""
@@ -146,29 +160,43 @@ class IntegerNet(nn.Module):
             codes = layer(codes)
             yield codes
 
-    def _check(self, codes: Tensor) -> None:
+    def _check(self, x: Tensor, dtype: torch.dtype = torch.int8) -> None:
         image = self.spec.image
-        if codes.dtype != torch.int8 or codes.shape[1:] != (image.channels, image.size, image.size):
-            wanted = f"int8 codes [N, {image.channels}, {image.size}, {image.size}]"
-            raise UserError(f"input must be {wanted}, got {codes.dtype} {list(codes.shape)}")
+        if x.dtype != dtype or x.shape[1:] != (image.channels, image.size, image.size):
+            what = "int8 codes" if dtype == torch.int8 else "images"
+            wanted = f"{what} [N, {image.channels}, {image.size}, {image.size}]"
+            raise UserError(f"input must be {wanted}, got {x.dtype} {list(x.shape)}")
 
     @torch.no_grad()
     def classify(self, codes: Tensor) -> Tensor:
         """codes [N, C, H, W] int8 -> codes of the logits [N, classes] int8."""
         self._check(codes)
-        if _forms(codes) is plain:
-            for made in self.outputs(codes):
-                codes = made
-            return codes.flatten(1)
-        use_torch_threads()
-        x = cpu.images_of(codes)
-        for layer in (*self.layers, self.classifier):
-            x = layer.on_cpu(x)
-        return torch.from_numpy(x.reshape(len(x), -1))
+        if _forms(codes) is not plain:
+            use_torch_threads()
+            return torch.from_numpy(self._on_cpu(cpu.images_of(codes)))
+        for made in self.outputs(codes):
+            codes = made
+        return codes.flatten(1)
 
+    def _on_cpu(self, x: np.ndarray) -> np.ndarray:
+        """Codes [N, H, W, C] -> codes of the logits [N, classes]."""
+        for layer in self._sequence:
+            x = layer.on_cpu(x)
+        return x.reshape(len(x), -1)
+
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""
-        return (self.classify(self.codes_of(x)) - float(self.logit_zero)) * self.logit_scale
+        if _forms(x) is plain or self.input.is_codes or x.dtype != torch.float32:
+            return (self.classify(self.codes_of(x)) - float(self.logit_zero)) * self.logit_scale
+        # The same in three compiled pieces: at batch 1 torch's small operations cost more than a layer.
+        self._check(x, torch.float32)
+        use_torch_threads()
+        codes = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), np.int8)
+        if not images.quantize(array(x), np.float32(self.spec.input.scale), np.float32(self.spec.input.zero), codes):
+            self.input(x)
+        logits = self._on_cpu(codes).astype(np.float32)
+        return torch.from_numpy((logits - np.float32(self.logit_zero)) * np.float32(self.logit_scale))
 
 
 def _forms(codes: Tensor) -> ModuleType:

@@ -9,7 +9,7 @@ from torch import Tensor
 from octo_exp.errors import UserError
 from octo_exp.export.c_arena import arena_of
 from octo_exp.export.c_code import Code, header_file, identifier
-from octo_exp.export.c_steps import program_of
+from octo_exp.export.c_steps import sizes_of, title_of
 from octo_exp.export.c_verify import compiler, logits_of, version_of
 from octo_exp.export.graph import Graph
 
@@ -27,8 +27,7 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
         UserError: more memory than the profile's SRAM, an array of 2 GiB, no compiler, a file that does not verify.
 
     """
-    program = program_of(graph.net)
-    code = Code(name=identifier(name), net=graph.net, program=program, arena=arena_of(program))
+    code = Code(name=identifier(name), net=graph.net, arena=arena_of(graph.net.spec))
     _check_indices(code)
     sram_bytes = _check_sram(graph, code)
     found = version_of(compiler())
@@ -37,8 +36,8 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
     source.write_text(code.source(header.name))
     return {
         "arena_bytes": code.arena.size_bytes,
-        "input_bytes": program.sizes[0],
-        "logits_bytes": program.sizes[-1],
+        "input_bytes": code.input_bytes,
+        "logits_bytes": code.logits_bytes,
         "weight_bytes": code.weight_bytes,
         "sram_bytes": sram_bytes,
         "compiler": found,
@@ -47,7 +46,9 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
 
 
 def _check_indices(code: Code) -> None:
-    largest = max(*code.program.sizes, code.arena.size_bytes, *(conv.weight.size for conv in code.net.spec.convs))
+    spec = code.net.spec
+    weights = (conv.weight.size for conv in (*spec.convs, spec.classifier))
+    largest = max(*sizes_of(spec).values(), code.arena.size_bytes, *weights)
     if largest > _LIMIT_BYTES:
         raise UserError(f"format=c counts bytes in int32, and an array has {largest:,}; use a smaller network")
 
@@ -56,14 +57,14 @@ def _check_sram(graph: Graph, code: Code) -> int | None:
     """Return the profile's SRAM; UserError where arena, image and logits are larger."""
     if graph.profile is None:
         return None
-    arena, image, logits = code.arena.size_bytes, code.program.sizes[0], code.program.sizes[-1]
+    arena, image, logits = code.arena.size_bytes, code.input_bytes, code.logits_bytes
     sram, needed = int(graph.profile.sram_kib * 1024), arena + image + logits
     if needed > sram:
         parts = f"arena {arena:,}, image {image:,}, logits {logits:,}"
         raise UserError(
             f"format=c: the network needs {needed:,} bytes of SRAM ({parts}), the most of them at "
-            f"{code.arena.peak.title}, and hw={graph.profile.name} has {sram:,}; use a smaller network or image, or "
-            "another hw="
+            f"{title_of(code.arena.peak)}, and hw={graph.profile.name} has {sram:,}; use a smaller network or image, "
+            "or another hw="
         )
     return sram
 

@@ -1,10 +1,12 @@
 """Where tensors lie in one block of memory, planned from their lifetimes: greedy, the largest first, best fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from octo_exp.export.c_steps import Program, Step
+from octo_exp.export.c_steps import over_of, scratch_bytes_of, sizes_of
+from octo_exp.mcu.spec import ModelSpec
+from octo_exp.mcu.steps import Step, last_reads, steps_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,32 +28,32 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arena:
-    """A program's memory beside image and logits.
+    """A graph's memory beside image and logits.
 
-    offsets: first byte of each tensor between image and logits. scratch: that of each step's scratch, None without.
+    offsets: first byte of what each step but the last makes, by its name. scratch: that of its scratch, if it has any.
     peak: the step in which the most bytes live.
     """
 
     size_bytes: int
-    offsets: dict[int, int]
-    scratch: tuple[int | None, ...]
+    offsets: dict[str, int]
+    scratch: dict[str, int]
     peak: Step
 
 
-def arena_of(program: Program) -> Arena:
-    """Return the arena of a program. A step writes over a tensor that nobody reads later, where it may."""
-    roots, kept = _tensors(program)
-    own = {i: Buffer(first=i, sizes_bytes=(s.scratch_bytes,)) for i, s in enumerate(program.steps) if s.scratch_bytes}
+def arena_of(spec: ModelSpec) -> Arena:
+    """Return the arena of a graph. A step writes over a tensor that nobody reads later, where it may."""
+    steps = steps_of(spec)
+    roots, kept = _tensors(steps, sizes_of(spec))
+    needed = [scratch_bytes_of(step) for step in steps]
+    own = {steps[k].name: Buffer(first=k, sizes_bytes=(count,)) for k, count in enumerate(needed) if count}
     buffers = [*kept.values(), *own.values()]
     places = place(buffers)
-    at = dict(zip(kept, places, strict=False))
-    scratch = dict(zip(own, places[len(kept) :], strict=True))
-    live = live_bytes(buffers)
+    at, live = dict(zip(kept, places, strict=False)), live_bytes(buffers)
     return Arena(
         size_bytes=max(offset + max(b.sizes_bytes) for b, offset in zip(buffers, places, strict=True)),
         offsets={tensor: at[root] for tensor, root in roots.items()},
-        scratch=tuple(scratch.get(i) for i in range(len(program.steps))),
-        peak=program.steps[live.index(max(live))],
+        scratch=dict(zip(own, places[len(kept) :], strict=True)),
+        peak=steps[live.index(max(live))],
     )
 
 
@@ -64,22 +66,20 @@ def live_bytes(buffers: Sequence[Buffer]) -> list[int]:
     return live
 
 
-def _tensors(program: Program) -> tuple[dict[int, int], dict[int, Buffer]]:
+def _tensors(steps: Sequence[Step], sizes: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Buffer]]:
     """(tensor -> the tensor in whose place it lies, that tensor -> the buffer of all that lie there)."""
-    last_read = {tensor: i for i, step in enumerate(program.steps) for tensor in step.reads}
-    roots: dict[int, int] = {}
-    kept: dict[int, Buffer] = {}
-    for i, step in enumerate(program.steps):
-        made = step.writes
-        if made not in program.tensors:
-            continue
-        # The image is the caller's; a tensor that is read later stays.
-        free = [t for t in step.over if t in roots and last_read[t] == i and program.sizes[t] >= program.sizes[made]]
-        roots[made] = roots[free[0]] if free else made
+    last = last_reads(steps)
+    roots: dict[str, str] = {}
+    kept: dict[str, Buffer] = {}
+    # Image and logits are the caller's.
+    for i, step in enumerate(steps[:-1]):
+        made = step.name
+        # A tensor that is read later stays.
+        free = [t for t in over_of(step) if t in roots and last[t] == i and sizes[t] >= sizes[made]]
+        roots[made] = root = roots[free[0]] if free else made
         # In the step that writes over a tensor both live: the old one, which is not smaller, counts.
-        first, sizes = (kept[roots[made]].first, kept[roots[made]].sizes_bytes) if free else (i, (program.sizes[made],))
-        sizes += (program.sizes[made],) * (last_read[made] - i)
-        kept[roots[made]] = Buffer(first=first, sizes_bytes=sizes)
+        first, live = (kept[root].first, kept[root].sizes_bytes) if free else (i, (sizes[made],))
+        kept[root] = Buffer(first=first, sizes_bytes=live + (sizes[made],) * (last[made] - i))
     return roots, kept
 
 

@@ -1,16 +1,17 @@
-"""A program and its arena -> the text of a C99 file and its header."""
+"""An integer graph and its arena -> the text of a C99 file and its header."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from octo_exp.deploy.net import IntegerAdd, IntegerConv, IntegerNet, IntegerPool
+from octo_exp.deploy.net import IntegerAdd, IntegerConv, IntegerNet, IntegerPart, IntegerPool
 from octo_exp.export import c_kernels as kernels
 from octo_exp.export.c_arena import Arena
-from octo_exp.export.c_steps import Program, Step, is_depthwise
-from octo_exp.mcu.spec import ConvSpec, PoolSpec, ResidualSpec
+from octo_exp.export.c_steps import is_depthwise, name_of, sizes_of, title_of
+from octo_exp.mcu.spec import ConvSpec, PoolSpec
+from octo_exp.mcu.steps import INPUT, Step, steps_of
 
 _LINE = 116
 
@@ -32,14 +33,23 @@ class Code:
 
     name: str
     net: IntegerNet
-    program: Program
     arena: Arena
+
+    @property
+    def input_bytes(self) -> int:
+        """Return the bytes of an image."""
+        return sizes_of(self.net.spec)[INPUT]
+
+    @property
+    def logits_bytes(self) -> int:
+        """Return the bytes of its logits."""
+        return self.net.spec.classifier.out_channels
 
     @property
     def weight_bytes(self) -> int:
         """Return the bytes of all constant arrays."""
-        convs = (step for step in self.program.steps if isinstance(step.layer, IntegerConv))
-        return sum(values.nbytes for step in convs for values in _arrays(step).values())
+        convs = (_arrays(step, module) for step, module in self.net.steps() if isinstance(module, IntegerConv))
+        return sum(values.nbytes for arrays in convs for values in arrays.values())
 
     def header(self) -> str:
         """Return the text of the header."""
@@ -48,10 +58,10 @@ class Code:
             "INPUT_HEIGHT": image.size,
             "INPUT_WIDTH": image.size,
             "INPUT_CHANNELS": image.channels,
-            "INPUT_BYTES": self.program.sizes[0],
+            "INPUT_BYTES": self.input_bytes,
             "INPUT_SCALE": self.net.spec.input.scale,
             "INPUT_ZERO": self.net.spec.input.zero,
-            "LOGITS_BYTES": self.program.sizes[-1],
+            "LOGITS_BYTES": self.logits_bytes,
             "LOGIT_SCALE": last.y_scale,
             "LOGIT_ZERO": last.y_zero,
             "ARENA_BYTES": self.arena.size_bytes,
@@ -61,27 +71,27 @@ class Code:
 
     def source(self, header: str) -> str:
         """Return the text of the C file; header: the file that it includes."""
-        parts = [f'#include "{header}"\n\n#include <string.h>\n', *_functions(self.program)]
-        parts += [text for step in self.program.steps for text in _constants(step)]
+        parts = [f'#include "{header}"\n\n#include <string.h>\n', *_functions(steps_of(self.net.spec))]
+        parts += [text for step, module in self.net.steps() for text in _constants(step, module)]
         bytes_macro = f"{self.name.upper()}_ARENA_BYTES"
         parts.append(f"/* What lies between the image and the logits. */\nstatic int8_t arena[{bytes_macro}];\n")
         return "\n".join([*parts, self._run()])
 
     def _run(self) -> str:
-        calls = "".join(f"    /* {s.title} */\n    {self._call(i, s)}\n" for i, s in enumerate(self.program.steps))
+        calls = "".join(f"    /* {title_of(step)} */\n    {self._call(step)}\n" for step in steps_of(self.net.spec))
         return f"{_signature(self.name)}\n{{\n{calls}}}\n"
 
-    def _call(self, i: int, step: Step) -> str:
+    def _call(self, step: Step) -> str:
         function = _function(step)
-        scratch = self.arena.scratch[i]
-        places = [f"&{step.name}", *(self._at(tensor) for tensor in step.reads)]
+        scratch = self.arena.scratch.get(step.name)
+        places = [f"&{name_of(step)}", *map(self._at, step.reads)]
         places += ["NULL" if scratch is None else f"arena + {scratch}"] if function == "conv" else []
-        return f"{function}({', '.join([*places, self._at(step.writes)])});"
+        return f"{function}({', '.join([*places, self._at(step.name)])});"
 
-    def _at(self, tensor: int) -> str:
-        if tensor in self.program.tensors:
+    def _at(self, tensor: str) -> str:
+        if tensor in self.arena.offsets:
             return f"arena + {self.arena.offsets[tensor]}"
-        return "logits" if tensor else "input"
+        return "input" if tensor == INPUT else "logits"
 
 
 _HEADER = """\
@@ -121,14 +131,14 @@ def _number(value: float) -> str:
 
 
 def _function(step: Step) -> str:
-    if isinstance(step.spec, ConvSpec):
-        return "depthwise" if is_depthwise(step.spec) else "conv"
-    return f"{step.spec.kind}_pool" if isinstance(step.spec, PoolSpec) else "add"
+    if isinstance(step.part, ConvSpec):
+        return "depthwise" if is_depthwise(step.part) else "conv"
+    return f"{step.part.kind}_pool" if isinstance(step.part, PoolSpec) else "add"
 
 
-def _functions(program: Program) -> Iterator[str]:
-    """Yield the functions that a program calls, and what these need."""
-    called = {_function(step) for step in program.steps}
+def _functions(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield the functions that steps call, and what these need."""
+    called = {_function(step) for step in steps}
     yield from (kernels.REQUANTIZE, kernels.CONV_STRUCT, kernels.WINDOW, kernels.CONV)
     if "depthwise" in called:
         yield kernels.DEPTHWISE
@@ -138,68 +148,66 @@ def _functions(program: Program) -> Iterator[str]:
     yield from (text for name, text in texts.items() if name in called)
 
 
-def _constants(step: Step) -> Iterator[str]:
+def _constants(step: Step, module: IntegerPart) -> Iterator[str]:
     """Yield a step's definitions."""
-    spec = step.spec
-    if isinstance(spec, ConvSpec):
-        names = {key: f"{step.name}_{key}" for key in ("weight", "start", "value", "shift")}
-        yield "\n".join(_array(f"{step.name}_{key}", values) for key, values in _arrays(step).items())
-        yield _struct(step, "conv", _conv_fields(spec) | names)
-    elif isinstance(spec, PoolSpec):
-        keys = ("channels", "in_size", "out_size", "kernel", "stride", "padding")
-        yield _struct(step, "pool", {key.replace("in_", ""): getattr(spec, key) for key in keys})
+    name = name_of(step)
+    if isinstance(module, IntegerConv):
+        arrays = _arrays(step, module)
+        yield "\n".join(_array(f"{name}_{key}", values) for key, values in arrays.items())
+        yield _struct(name, "conv", _conv_fields(step, module) | {key: f"{name}_{key}" for key in arrays})
+    elif isinstance(module, IntegerPool):
+        window = {key: getattr(module, key) for key in ("kernel", "stride", "padding")}
+        sizes = {"channels": step.gives.channels, "size": step.takes[0].size, "out_size": step.gives.size}
+        yield _struct(name, "pool", sizes | window)
     else:
-        yield _struct(step, "add", _add_fields(step.layer, spec))
+        yield _struct(name, "add", _add_fields(step, module))
 
 
-def _conv_fields(spec: ConvSpec) -> dict[str, int]:
+def _conv_fields(step: Step, module: IntegerConv) -> dict[str, int | str]:
+    (x,), y, geometry = step.takes, step.gives, module.geometry
     return {
-        "channels": spec.in_channels,
-        "size": spec.in_size,
-        "outputs": spec.out_channels,
-        "out_size": spec.out_size,
-        "rows": spec.kernel_size[0],
-        "columns": spec.kernel_size[1],
-        "stride": spec.stride,
-        "top": spec.padding[0],
-        "left": spec.padding[1],
-        "groups": spec.groups,
-        "x_zero": spec.x_zero,
-        "y_zero": spec.y_zero,
+        "channels": x.channels,
+        "size": x.size,
+        "outputs": y.channels,
+        "out_size": y.size,
+        "rows": module.weight.shape[2],
+        "columns": module.weight.shape[3],
+        "stride": geometry.stride[0],
+        "top": geometry.padding[0],
+        "left": geometry.padding[1],
+        "groups": geometry.groups,
+        "x_zero": x.zero,
+        "y_zero": y.zero,
     }
 
 
-def _add_fields(layer: IntegerConv | IntegerPool | IntegerAdd, spec: ResidualSpec) -> dict[str, int]:
-    assert isinstance(layer, IntegerAdd)
+def _add_fields(step: Step, module: IntegerAdd) -> dict[str, int | str]:
     return {
-        "count": spec.channels * spec.size**2,
-        "shortcut_zero": layer.zeros[0],
-        "shortcut_value": layer.factors.value_1,
-        "body_zero": layer.zeros[1],
-        "body_value": layer.factors.value_2,
-        "shift": layer.factors.shift,
-        "y_zero": layer.zeros[2],
+        "count": step.gives.channels * step.gives.size**2,
+        "shortcut_zero": module.zeros[0],
+        "shortcut_value": module.factors.value_1,
+        "body_zero": module.zeros[1],
+        "body_value": module.factors.value_2,
+        "shift": module.factors.shift,
+        "y_zero": module.zeros[2],
     }
 
 
-def _struct(step: Step, kind: str, fields: dict[str, int] | dict[str, int | str]) -> str:
+def _struct(name: str, kind: str, fields: Mapping[str, int | str]) -> str:
     body = ", ".join(f".{key} = {value}" for key, value in fields.items())
-    return f"static const struct {kind} {step.name} = {{\n{_wrapped(body)}\n}};\n"
+    return f"static const struct {kind} {name} = {{\n{_wrapped(body)}\n}};\n"
 
 
-def _arrays(step: Step) -> dict[str, np.ndarray]:
+def _arrays(step: Step, module: IntegerConv) -> dict[str, np.ndarray]:
     """Return a convolution's constants as its function reads them."""
-    layer, spec = step.layer, step.spec
-    assert isinstance(layer, IntegerConv)
-    assert isinstance(spec, ConvSpec)
-    weight = layer.weight.numpy().transpose(0, 2, 3, 1)
-    if is_depthwise(spec):
-        weight = weight[..., 0].transpose(1, 2, 0)
+    part, weight = step.part, module.weight.numpy().transpose(0, 2, 3, 1)
+    assert isinstance(part, ConvSpec)
+    depthwise = is_depthwise(part)
     return {
-        "weight": weight.ravel(),
-        "start": spec.bias if is_depthwise(spec) else layer.offset.numpy(),
-        "value": layer.value.numpy(),
-        "shift": layer.shift.numpy().astype(np.uint8),
+        "weight": (weight[..., 0].transpose(1, 2, 0) if depthwise else weight).ravel(),
+        "start": part.bias if depthwise else module.offset.numpy(),
+        "value": module.value.numpy(),
+        "shift": module.shift.numpy().astype(np.uint8),
     }
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octo_exp.deploy import IntegerNet
-from octo_exp.deploy.net import IntegerBlock
 from octo_exp.export import onnx_runtime as runtime
 from octo_exp.export.onnx_build import build_alone
 from octo_exp.mcu.spec import Image
-from octo_exp.mcu.steps import INPUT, Step, steps_of
+from octo_exp.mcu.steps import INPUT, Step, images_of, steps_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +33,12 @@ class Differences:
 def compare_steps(net: IntegerNet, images: Iterable[Tensor]) -> dict[str, Differences]:
     """Images [N, C, S, S] in chunks -> what differs in each step, by its name; `input` is the images' own codes."""
     running, steps = runtime.session(build_alone(net.spec).SerializeToString()), steps_of(net.spec)
-    gives = {INPUT: net.spec.image} | {step.name: step.gives for step in steps}
-    found = dict.fromkeys(gives, Differences())
+    images_made = images_of(net.spec)
+    found = dict.fromkeys(images_made, Differences())
     for x in images:
         made = run_steps(net, net.codes_of(x))
         outputs = runtime.run(running, {INPUT: np.ascontiguousarray(x.numpy())} | _inputs(steps, made))
-        for name, image in gives.items():
+        for name, image in images_made.items():
             found[name] += _differences(_codes(outputs[f"{name}.out"], image), made[name].numpy())
     return found
 
@@ -47,24 +46,10 @@ def compare_steps(net: IntegerNet, images: Iterable[Tensor]) -> dict[str, Differ
 @torch.no_grad()
 def run_steps(net: IntegerNet, codes: Tensor) -> dict[str, Tensor]:
     """codes [N, C, S, S] int8 of the image -> these, and the codes that each step makes, by its name."""
-    modules, made = _modules(net), {INPUT: codes}
-    for step in steps_of(net.spec):
-        made[step.name] = modules[step.name](*(made[name] for name in step.reads))
+    made = {INPUT: codes}
+    for step, module in net.steps():
+        made[step.name] = module(*(made[name] for name in step.reads))
     return made
-
-
-def _modules(net: IntegerNet) -> dict[str, nn.Module]:
-    """The integer path's module of each step."""
-    modules: dict[str, nn.Module] = {"classifier": net.classifier}
-    for i, layer in enumerate(net.layers):
-        if not isinstance(layer, IntegerBlock):
-            modules[f"layer{i}"] = layer
-            continue
-        modules |= {f"layer{i}.body{j}": conv for j, conv in enumerate(layer.body)}
-        modules |= {f"layer{i}.shortcut{j}": conv for j, conv in enumerate(layer.shortcut)}
-        if layer.add is not None:
-            modules[f"layer{i}.add"] = layer.add
-    return modules
 
 
 def _inputs(steps: list[Step], made: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """What is exported: the network of a run's last checkpoint, with the data that it was trained on."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,18 @@ def read_run(value: str) -> Source:
         raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
     state = net_state(checkpoint, "run")
     # The checkpoint holds weights and scales: where they came from, and what of them trained, matters no more.
-    cfg = replaced(cfg, train=False, ckpt=str(checkpoint), init_from=None, update=None)
+    cfg = replaced(cfg, train=False, ckpt=str(checkpoint), init_from=None, update=None, data=_data_here(cfg.data))
     datamodule = instantiate(cfg.data)
     datamodule.setup()
     net = build_module(cfg, datamodule).module.net
     check_same_network(net, state, where=str(checkpoint))
     net.load_state_dict(state)
     return Source(folder=folder, cfg=cfg, checkpoint=checkpoint, net=net.eval(), datamodule=datamodule)
+
+
+def _data_here(data: DictConfig) -> DictConfig:
+    """A run says where its data lay; where they do not lie there now, OCTO_DATA_DIR is looked into."""
+    here = os.environ.get("OCTO_DATA_DIR")
+    if not here or not data.folder or (data.root and (Path(data.root).expanduser() / data.folder).is_dir()):
+        return data
+    return replaced(data, root=here)

@@ -70,8 +70,9 @@ from octo_exp.errors import UserError
 from octo_exp.export import text_numpy
 from octo_exp.export.graph import Graph
 from octo_exp.export.text_read import read_text
-from octo_exp.export.text_steps import GRAPH, SCALE_KEYS, WEIGHTS, Step, files_of, pairs, steps_of
+from octo_exp.export.text_steps import GRAPH, KEYS, SCALE_KEYS, WEIGHTS, files_of, pairs, rows_of
 from octo_exp.mcu.spec import ConvSpec, ModelSpec
+from octo_exp.mcu.steps import steps_of
 
 __all__ = ["SUFFIX", "export", "read_text", "write_text"]
 
@@ -99,23 +100,22 @@ def write_text(spec: ModelSpec, folder: str | Path) -> None:
     """Write the spec's files into `folder`, which is made if it is not there; `read_text` gives an equal spec."""
     folder = Path(folder).expanduser()
     (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
-    steps = steps_of(spec)
     about = "int8 graph: a step a line, in order of execution; the layout stands in octo_exp/export/text.py"
-    _write(folder / GRAPH, about, [step.line for step in steps])
-    for step in steps:
-        if step.conv is not None:
-            _write_conv(folder / WEIGHTS, step, step.conv)
+    _write(folder / GRAPH, about, [f"{kind} {pairs(KEYS[kind], values)}" for kind, values in rows_of(spec)])
+    for step in steps_of(spec):
+        if isinstance(step.part, ConvSpec):
+            _write_conv(folder / WEIGHTS, step.name, step.part)
 
 
-def _write_conv(folder: Path, step: Step, conv: ConvSpec) -> None:
-    weight, bias, scales = (folder / name for name in files_of(step.name))
+def _write_conv(folder: Path, name: str, conv: ConvSpec) -> None:
+    weight, bias, scales = (folder / file for file in files_of(name))
     outputs, inputs, height, width = conv.weight.shape
     order = f"{outputs} lines (output channels) of {inputs} x {height} x {width} (input channels of a group, KH, KW)"
     rows = conv.weight.reshape(outputs, -1).tolist()
-    _write(weight, f"{step.name} weight, int8: {order}", [" ".join(map(str, row)) for row in rows])
-    about = f"{step.name} bias, int32: {outputs} lines, at scale x_scale * w_scale"
+    _write(weight, f"{name} weight, int8: {order}", [" ".join(map(str, row)) for row in rows])
+    about = f"{name} bias, int32: {outputs} lines, at scale x_scale * w_scale"
     _write(bias, about, [str(value) for value in conv.bias.tolist()])
-    about = f"{step.name}: a line of scales and zero points, then {outputs} lines: w_scale value shift"
+    about = f"{name}: a line of scales and zero points, then {outputs} lines: w_scale value shift"
     first = pairs(SCALE_KEYS, (conv.x_scale, conv.x_zero, conv.y_scale, conv.y_zero))
     _write(scales, about, [first, *_channels(conv)])
 

@@ -8,7 +8,7 @@ import numpy as np
 from octo_exp.deploy.fixed import add_factors, conv_factors
 from octo_exp.errors import UserError
 from octo_exp.export.text_lines import Line, lines_of
-from octo_exp.export.text_steps import GRAPH, KEYS, SCALE_KEYS, VERSION, WEIGHTS, Value, files_of, steps_of
+from octo_exp.export.text_steps import GRAPH, KEYS, SCALE_KEYS, VERSION, WEIGHTS, Value, files_of, rows_of
 from octo_exp.mcu.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 
 
@@ -18,8 +18,8 @@ def read_text(folder: str | Path) -> ModelSpec:
     steps = [_read(line) for line in lines_of(folder / GRAPH)]
     spec = _Builder(folder, steps).model()
     # What the spec does not need, names, sources and factors, must be what it gives.
-    for step, expected in zip(steps, steps_of(spec), strict=True):
-        for (key, value), wanted in zip(step.values.items(), expected.values, strict=True):
+    for step, (_, expected) in zip(steps, rows_of(spec), strict=True):
+        for (key, value), wanted in zip(step.values.items(), expected, strict=True):
             if value != wanted:
                 step.line.refuse(f"{key}={value} does not fit the other lines, which make it {wanted}")
     known = {file for step in steps if step.kind == "conv" for file in files_of(step.name)}

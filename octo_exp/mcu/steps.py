@@ -44,6 +44,11 @@ def steps_of(spec: ModelSpec) -> list[Step]:
     return [*steps, _one("classifier", spec.classifier, source, image)]
 
 
+def images_of(spec: ModelSpec) -> dict[str, Image]:
+    """Return the image of every name that a step reads or makes, in order: INPUT, then what each step gives."""
+    return {INPUT: spec.image} | {step.name: step.gives for step in steps_of(spec)}
+
+
 def last_reads(steps: list[Step]) -> dict[str, int]:
     """Return for every name the place of the last step that reads it."""
     return {name: k for k, step in enumerate(steps) for name in step.reads}

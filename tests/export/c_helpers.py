@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from octo_exp.deploy import IntegerNet
 from octo_exp.export.c_arena import arena_of
 from octo_exp.export.c_code import Code, identifier
-from octo_exp.export.c_steps import program_of
 from octo_exp.export.c_verify import FLAGS, build, compiler, run
 from octo_exp.mcu.spec import ModelSpec
 from octo_exp.ptq import quantize_network
@@ -55,8 +54,7 @@ def stand_in(spec: ModelSpec, *, images: int = 20, profile: Any = None) -> Stand
 
 
 def code_of(net: IntegerNet, name: str = "net") -> Code:
-    program = program_of(net)
-    return Code(name=identifier(name), net=net, program=program, arena=arena_of(program))
+    return Code(name=identifier(name), net=net, arena=arena_of(net.spec))
 
 
 def answers(net: IntegerNet, codes: Tensor, folder: Path, *, flags: tuple[str, ...] = FLAGS) -> Tensor:

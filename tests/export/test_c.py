@@ -118,9 +118,7 @@ def test_the_file_needs_two_headers_and_no_float(tmp_path):
     assert re.findall(r"#include (.+)", text) == ['"run.h"', "<string.h>"]
     assert not re.search(r"\b(float|double|malloc|calloc|free|printf)\b", text)
     assert set(re.findall(r"\b(\w+)\(", text)) & {"memcpy", "memset"}
-    assert (
-        "layer 3, shortcut 0: convolution 1x1, stride 2, 7x7x6 -> 4x4x9, 864 MACs" in (tmp_path / "run.c").read_text()
-    )
+    assert "layer3.shortcut0: convolution 1x1, stride 2, 7x7x6 -> 4x4x9, 864 MACs" in (tmp_path / "run.c").read_text()
 
 
 def test_an_image_one_byte_too_large_for_the_sram_is_refused(tmp_path):
@@ -132,9 +130,17 @@ def test_an_image_one_byte_too_large_for_the_sram_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^[^\n]+$") as error:
         c.export(stand_in(tiny_model(), profile=small), tmp_path / "none", "run")
     said = str(error.value)
-    assert all(
-        word in said for word in (f"{needed:,}", f"{needed - 1:,}", "hw=board", "layer 2, body 1", "use a smaller")
-    )
+    assert all(word in said for word in (f"{needed:,}", f"{needed - 1:,}", "hw=board", "layer2.body1", "use a smaller"))
+
+
+def test_an_array_of_two_gib_is_refused(monkeypatch, tmp_path):
+    spec = chain(Image(2, 3, 0.02, 0), {"outputs": 2, "kernel": 1})
+    largest = spec.classifier.weight.size
+    monkeypatch.setattr(c, "_LIMIT_BYTES", largest)
+    c.export(stand_in(spec, images=2), tmp_path, "run")
+    monkeypatch.setattr(c, "_LIMIT_BYTES", largest - 1)
+    with pytest.raises(UserError, match=f"and an array has {largest}; use a smaller network"):
+        c.export(stand_in(spec), tmp_path / "none", "run")
 
 
 HOSTILE = [

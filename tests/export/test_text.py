@@ -13,7 +13,7 @@ from octo_exp.errors import UserError
 from octo_exp.export import text, text_numpy
 from octo_exp.export.text import export, write_text
 from octo_exp.export.text_read import read_text
-from octo_exp.export.text_steps import steps_of
+from octo_exp.export.text_steps import rows_of
 from octo_exp.mcu.reader import read_model
 from octo_exp.mcu.spec import ConvSpec, Image, InputSpec, ModelSpec
 from tests.export.text_helpers import FakeGraph, contents, odd_model, quantized, random_codes
@@ -79,7 +79,7 @@ def test_the_files_are_as_the_docstring_says(tmp_path):
 
 
 def test_names_and_sources_of_blocks():
-    steps = [(step.kind, *step.values[: 3 if step.kind == "add" else 2]) for step in steps_of(tiny_resnet())[2:]]
+    steps = [(kind, *values[: 3 if kind == "add" else 2]) for kind, values in rows_of(tiny_resnet())[2:]]
     assert steps == [
         ("conv", "layer0", "input"),
         ("max_pool", "layer1", "layer0"),

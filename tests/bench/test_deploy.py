@@ -1,0 +1,37 @@
+"""The benchmark of inference runs, checks what it times, and keeps what it measured."""
+
+import json
+
+import pytest
+import torch
+
+from octo_exp.bench import deploy
+from octo_exp.errors import UserError
+
+SMALL = ("model=lenet5", "data=mnist")
+
+
+def test_one_round_of_every_subject(tmp_path, capsys):
+    path = tmp_path / "deploy.json"
+    assert deploy.main([*SMALL, "--rounds", "1", "--batches", "1,3", "--json", str(path)]) == 0
+    content = json.loads(path.read_text())
+    assert set(content["batches"]) == {"1", "3"}
+    for row in content["batches"].values():
+        assert set(row["milliseconds"]) == set(deploy.SUBJECTS)
+        assert row["ratio"]["onnxruntime"]["ratio"] > 0
+    shown = capsys.readouterr().out
+    assert "onnxruntime / integers" in shown
+    assert "model=lenet5 data=mnist" in shown
+
+
+def test_forms_that_disagree_are_not_timed():
+    images = torch.randn(400, 4)
+    subjects = {"integers": lambda x: x, "onnxruntime": lambda x: torch.cat([-x[:3], x[3:]])}
+    with pytest.raises(UserError, match=r"agree on 99\.\d% of the images: nothing is timed"):
+        deploy.check(subjects, images)
+    deploy.check(subjects | {"onnxruntime": lambda x: x}, images)
+
+
+def test_a_model_that_there_is_not_is_one_line(capsys):
+    assert deploy.main(["model=none"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
