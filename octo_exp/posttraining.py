@@ -27,7 +27,8 @@ class PostTraining:
     calibration: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse to train in integers: what is quantised afterwards is a float network."""
+        """Refuse what would fail after the training, and to train in integers: it is a float network that is quantised."""
+        check_calibration(self.calibration)
         if not self.training.is_float:
             raise UserError(
                 f"quant.training={self.training.name}: quant=ptq trains in float; to quantise a run that was trained "
@@ -56,10 +57,25 @@ def quantized(net: nn.Module, datamodule: Any, calibration: Mapping[str, Any]) -
         UserError: an operation without an int8 form; settings that are none.
 
     """
-    images = calibration.get("images")
-    if not isinstance(images, int) or images < 1:
+    check_calibration(calibration)
+    images = min(calibration["images"], datamodule.train_size)
+    return quantized_by(net, datamodule.calibration_batches(images), calibration)
+
+
+def check_calibration(calibration: Mapping[str, Any]) -> None:
+    """UserError for a setting of conf/quant/ptq.yaml that is none, also for one that another setting leaves unread."""
+    from octo_exp.ptq.ranges import check_method
+
+    images, percentile = calibration.get("images"), calibration.get("percentile")
+    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
         raise UserError(f"calibration.images={images}: it must be a whole number of at least 1")
-    return quantized_by(net, datamodule.calibration_batches(min(images, datamodule.train_size)), calibration)
+    for key in ("symmetric", "weights_per_channel"):
+        if not isinstance(calibration.get(key), bool):
+            raise UserError(f"calibration.{key}={calibration.get(key)}: it must be true or false")
+    if not isinstance(percentile, int | float) or isinstance(percentile, bool):
+        raise UserError(f"calibration.percentile={percentile}: it must be a number")
+    check_method("percentile", percentile)
+    check_method(calibration.get("activations"), percentile)
 
 
 def quantized_by(net: nn.Module, batches: Iterable[Tensor], calibration: Mapping[str, Any]) -> ModelSpec:

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
+from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build, config
 from octo_exp.errors import UserError
@@ -132,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workload = trace(subject.net, shape, batch_size=options.batch, grad_input_form="col2im")
         check(workload, base)
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
+        return failed(error)
     count = sum(len(chunk["rows"]) for chunk in designs())
     title = f"{' '.join(options.overrides)} quant={options.quant}, batch {options.batch}: {len(workload.gemms)} GEMMs"
     table = Table("what", "seconds", "GEMMs priced a second", title=title, caption=describe(machine()))

@@ -9,7 +9,6 @@ images. `--json FILE` keeps it all.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.deploy import IntegerNet
@@ -120,23 +120,11 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, and keep the JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", default=["model=vgg11", "data=cifar10"], help="model= data= ...")
+    parser = parser_of(__doc__)
+    parser.set_defaults(overrides=["model=vgg11", "data=cifar10"])
     parser.add_argument("--batches", default="1,64")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        result = measure(options)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
-    show(result, Console() if sys.stdout.isatty() else Console(width=120))
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
-    return 0
+    return report(options, lambda: measure(options), show)
 
 
 if __name__ == "__main__":

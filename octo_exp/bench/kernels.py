@@ -6,14 +6,11 @@ GEMM work (a convolution counts its multiply-adds) is held against the fastest o
 over memory against a copy. Each kernel is checked against the plain torch form before it is timed.
 """
 
-import argparse
 import functools
-import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.errors import UserError
@@ -200,32 +198,18 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and keep the JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*")
+    parser = parser_of(__doc__)
     parser.add_argument("--impl", default="torch", choices=("torch", "triton"))
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--compile", action="store_true", help="add elementwise steps by torch.compile")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        result = measure(
-            options.overrides,
-            impl=options.impl,
-            batch_size=options.batch,
-            rounds=options.rounds,
-            check_batch=2,
-            compiled=options.compile,
-        )
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
-    show(result, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
-    return 0
+    settings = {
+        "impl": options.impl,
+        "batch_size": options.batch,
+        "rounds": options.rounds,
+        "compiled": options.compile,
+    }
+    return report(options, lambda: measure(options.overrides, check_batch=2, **settings), show)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ random and the learning rate is 0: nothing diverges. `--json FILE` keeps it all.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import config
 from octo_exp.callbacks.memory import SavedTensors
@@ -214,25 +213,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, and keep the JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="model.path=FILE ...")
+    parser = parser_of(__doc__, threads=1)
     parser.add_argument("--models", default=",".join(MODELS), help="the updates are those of the first")
     parser.add_argument("--updates", default=",".join(UPDATES), help="the others are compared with the first")
     parser.add_argument("--batches", default="8,1", help="the arithmetics are compared at the first")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        result = measure(options)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
-    show(result, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
-    return 0
+    return report(options, lambda: measure(options), show)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build
 from octo_exp.errors import UserError
@@ -89,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spent = profile(build(options.quant, options.overrides, batch_size=options.batch), rounds=options.rounds)
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
+        return failed(error)
     title = f"{' '.join(options.overrides)} quant={options.quant}, batch {options.batch}"
     table = Table("what", "ms", "share", title=title, caption=describe(machine()))
     for label, ms in sorted(spent.items(), key=lambda item: -item[1]):

@@ -7,12 +7,9 @@ for the backward pass and the growth of the resident set in one step, each in a 
 it all.
 """
 
-import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from octo_exp.bench import twin
+from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.gate import check_same_step, gradients
 from octo_exp.bench.measure import alternate, cpu_seconds, describe, machine, pairwise_ratio
 from octo_exp.bench.memory import measure_growth, saved_mib
@@ -117,35 +115,21 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, and keep the JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="model=vgg11 data=cifar10 model.norm=batch kernel.guard=true ...")
+    parser = parser_of(__doc__)
     parser.add_argument("--quant", default="int8", help="schemes to measure, comma-separated")
     parser.add_argument("--subjects", default=",".join(PLAIN), help=f"of {', '.join(FLOATS)}")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--no-growth", action="store_true", help="leave out the peak memory, a process a subject")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(options.threads)
-    try:
-        result = measure(
-            [name for name in options.subjects.split(",") if name],
-            options.quant.split(","),
-            options.overrides,
-            batch_size=options.batch,
-            rounds=options.rounds,
-            growth=not options.no_growth and options.device == "cpu" and sys.platform == "linux",
-            device=options.device,
-        )
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
-    show(result, Console())
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
-    return 0
+    subjects = [name for name in options.subjects.split(",") if name]
+    settings = {
+        "batch_size": options.batch,
+        "rounds": options.rounds,
+        "growth": not options.no_growth and options.device == "cpu" and sys.platform == "linux",
+        "device": options.device,
+    }
+    return report(options, lambda: measure(subjects, options.quant.split(","), options.overrides, **settings), show)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from octo_exp.bench.command import failed
 from octo_exp.bench.subjects import Subject, build
 from octo_exp.errors import UserError
 from octo_exp.nn.convert import set_impl
@@ -152,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not found:
             raise UserError(f"quant={options.quant}: no layer is quantised, so there is nothing to compare")
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        return 1
+        return failed(error)
     show(found, f"{' '.join(options.overrides)} quant={options.quant}: fast path and reference", Console())
     return 0 if all(comparison.holds for comparison in found) else 1
 

@@ -1,6 +1,7 @@
 """Files appear whole or not at all: written and verified in a folder beside their place, then moved there."""
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -25,8 +26,11 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
         _check_target(path, suffix)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".unverified-{path.name}-"))
         content = write(staging, path.name.removesuffix(suffix) if suffix else path.name)
-        results.write(staging, content, file=f"{path.name}.json")
-        for entry in sorted(staging.iterdir()):
+        results.write(staging, content, file=_record(path).name)
+        entries = sorted(staging.iterdir())
+        for entry in entries:
+            _check_place(path, path.parent / entry.name, is_folder=entry.is_dir())
+        for entry in entries:
             _move(entry, path.parent / entry.name)
     except OSError as error:
         raise UserError(
@@ -40,27 +44,43 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
 
 def _check_target(path: Path, suffix: str) -> None:
     """Refuse before the work what would fail after it."""
-    record = path.with_name(f"{path.name}.json")
-    if record.is_dir():
-        raise UserError(f"{record} cannot be written: Is a directory; give another output=FILE")
-    if not suffix and path.exists() and not (path.is_dir() and (record.is_file() or not any(path.iterdir()))):
-        raise UserError(f"output={path} is there already and is no export; give another output=FOLDER")
+    _check_place(path, _record(path), is_folder=False)
+    _check_place(path, path, is_folder=not suffix)
+
+
+def _check_place(path: Path, place: Path, *, is_folder: bool) -> None:
+    """Refuse a place among the files of `path` that holds what no export has made."""
+    kind = "FOLDER" if is_folder else "FILE"
+    if place.is_symlink() and place.is_dir():
+        raise UserError(f"{place} is a link to a folder; give output={place.resolve()}, or another output={kind}")
+    if not is_folder and place.is_dir():
+        raise UserError(f"{place} cannot be written: it is a folder; give another output={kind}")
+    is_empty_folder = is_folder and place.is_dir() and not any(place.iterdir())
+    is_of_export = _record(path).is_file() and place.is_dir() == is_folder
+    if os.path.lexists(place) and not is_of_export and not is_empty_folder:
+        raise UserError(f"output={place} is there already and is no export; give another output={kind}")
+
+
+def _record(path: Path) -> Path:
+    """The manifest of the export that lies at `path`, if one does."""
+    return path.with_name(f"{path.name}.json")
 
 
 def _move(source: Path, target: Path) -> None:
     if not target.is_dir():
         source.replace(target)
         return
-    # No folder replaces another in one step: the old one is kept until the new one stands.
-    old = target.with_name(f".old-{target.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    target.replace(old)
+    # No folder replaces another in one step: the old one is kept, in a folder of its own, until the new one stands.
+    keep = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".old-{target.name}-"))
     try:
-        source.replace(target)
-    except OSError:
-        old.replace(target)
-        raise
-    shutil.rmtree(old)
+        target.replace(keep / target.name)
+        try:
+            source.replace(target)
+        except BaseException:
+            (keep / target.name).replace(target)
+            raise
+    finally:
+        shutil.rmtree(keep, ignore_errors=True)
 
 
 def _hash(path: Path) -> str:

@@ -87,7 +87,14 @@ def test_mcu_gives_the_integers_and_is_a_model_like_any_other(name, trips, tmp_p
     again = IntegerNet(read_model(trip.file("mcu"))).eval()
     assert np.array_equal(again.classify(torch.from_numpy(trip.codes("mcu"))).numpy(), expected(trip, "mcu"))
     given = [s for s in trip.case.settings.split() if s.startswith(("data=", "data.", "logger="))]
-    model = ["model=graph", f"model.path={trip.file('mcu')}", *trip.case.graph.split(), "quant=native", "train=false"]
+    model = [
+        "model=graph",
+        f"model.path={trip.file('mcu')}",
+        *trip.case.graph.split(),
+        "quant=native",
+        "train=false",
+        "callbacks={}",
+    ]
     results = run(composed(*given, *model, save_dir=tmp_path))
     # quant.mode=integer rescales in float32: codes may be those beside, and of classes that tie another one wins.
     assert results["test/acc"] == pytest.approx(trip.manifest("mcu")["accuracy"], abs=0.0101)

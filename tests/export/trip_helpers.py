@@ -29,14 +29,14 @@ FORMATS = ("mcu", "onnx", "c", "text")
 # What an export of the run folder `net` leaves in `net/export`.
 FILES = {"mcu": ("net.pkl",), "onnx": ("net.onnx",), "c": ("net.c", "net.h"), "text": ("net_text",)}
 PIXELS = "++model.pixels={channels:3,mean:[.5,.5,.5],std:[0.00392156862745098,0.00392156862745098,0.00392156862745098]}"
-DIGITS = "logger=csv data=digits data.limit_test=200 data.batch_size=32"
+DIGITS = "logger=csv ~callbacks.cost ~callbacks.memory data=digits data.limit_test=200 data.batch_size=32"
 REAL = "logger=csv data.epochs=1 data.limit_test=2000"
 # The cross term is dropped at the start, so LAC's constants are as large as the outputs themselves.
 NARROW_LAC = (
     "model=vgg11 model.stages=[8,pool,16,pool,24,24,pool,32,32,pool,40,40,pool] model.classifier=[32,24] "
     "model.norm=batch quant=lac quant.compensation.theta_init=-1"
 )
-FEW = "logger=csv quant=native data.limit_train=600 data.limit_test=400"
+FEW = "logger=csv quant=native data.limit_train=600 data.limit_test=400 data.batch_size=32 data.epochs=2"
 RELEASED = {"mcunet_5fps": "mcunet-5fps", "mbv2_w035": "mbv2-w0.35", "proxyless_w03": "proxyless-w0.3"}
 
 
@@ -54,8 +54,8 @@ class Case:
 
 
 QUICK = {
-    "lenet5": Case(settings=f"{DIGITS} model=lenet5 quant=ptq data.epochs=4"),
-    "vgg11": Case(settings=f"{DIGITS} {NARROW_LAC} data.epochs=2 optim.optimizer.lr=0.005"),
+    "lenet5": Case(settings=f"{DIGITS} model=lenet5 quant=ptq data.epochs=3"),
+    "vgg11": Case(settings=f"{DIGITS} {NARROW_LAC} data.limit_train=1000 data.epochs=2 optim.optimizer.lr=0.005"),
     "resnet20": Case(
         settings=f"{DIGITS} model=resnet20 model.blocks=1 model.image_size=16 quant=int8 data.epochs=1 "
         "optim.optimizer.lr=0.005",
@@ -76,29 +76,29 @@ SLOW = {
         graph="model.image_size=28",
     ),
     "vgg11 cifar10": Case(
-        settings=f"{REAL} data=cifar10 model=vgg11 model.norm=batch quant=lac data.limit_train=6000 data.batch_size=32",
+        settings=f"{REAL} data=cifar10 model=vgg11 model.norm=batch quant=lac data.limit_train=9000 data.batch_size=32",
         images=20,
         same_class=0.9,
     ),
     "resnet20 cifar10": Case(
-        settings=f"{REAL} data=cifar10 model=resnet20 quant=int8 data.limit_train=6000 data.batch_size=32",
+        settings=f"{REAL} data=cifar10 model=resnet20 quant=int8 data.limit_train=7000 data.batch_size=32",
         images=50,
         same_class=0.9,
     ),
     "mcunet_5fps flowers5_32": Case(
-        settings=f"{FEW} data=flowers5_32 model=mcunet_5fps update=head_only data.epochs=2",
+        settings=f"{FEW} data=flowers5_32 model=mcunet_5fps update=head_only",
         graph=f"model.image_size=128 {PIXELS}",
         images=20,
         same_class=0.9,
     ),
     "mbv2_w035 flowers5_32": Case(
-        settings=f"{FEW} data=flowers5_32 model=mbv2_w035 update=last_k data.epochs=1",
+        settings=f"{FEW} data=flowers5_32 model=mbv2_w035 update=last_k",
         graph=f"model.image_size=128 {PIXELS}",
         images=20,
         same_class=0.9,
     ),
     "proxyless_w03 imagenette112": Case(
-        settings=f"{FEW} data=imagenette112 model=proxyless_w03 update=last_k data.epochs=1",
+        settings=f"{FEW} data=imagenette112 model=proxyless_w03 update=last_k",
         graph=f"model.image_size=128 {PIXELS}",
         images=20,
         same_class=0.9,

@@ -1,0 +1,44 @@
+"""The command line that benchmarks share: threads, rounds, one line for a user's mistake, a table, JSON."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from octo_exp.errors import UserError
+
+
+def parser_of(doc: str | None, *, threads: int | None = None, rounds: int = 20) -> argparse.ArgumentParser:
+    """Return a parser of settings of train.py, --threads (None: torch's own number), --rounds and --json."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="settings of train.py: model=vgg11 data=cifar10 ...")
+    parser.add_argument("--threads", type=int, default=threads or torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--json", type=Path, help="a file for everything that was measured")
+    return parser
+
+
+def failed(error: UserError) -> int:
+    """Say what is wrong; return the exit code."""
+    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+    return 1
+
+
+def report(
+    options: argparse.Namespace, measure: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Console], None]
+) -> int:
+    """Measure on the threads that were asked for, print, keep the JSON where asked; return the exit code."""
+    torch.set_num_threads(options.threads)
+    try:
+        result = measure()
+    except UserError as error:
+        return failed(error)
+    console = Console()
+    show(result, console if console.is_terminal else Console(width=120))
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1))
+    return 0
