@@ -68,6 +68,7 @@ EXTRA = {
     "export/onnx_runtime.py": {"onnx", "onnxruntime"},
     "export/onnx_verify.py": {"onnx", "onnxruntime"},
     "kernels/cpu_loops.py": {"numba", "numpy"},
+    "kernels/cpu_noise.py": {"numba", "numpy"},
     "kernels/cpu_conv.py": {"numpy"},
     "kernels/cpu_elementwise.py": {"numba", "numpy"},
     "mcu/cpu_depthwise.py": {"numba"},

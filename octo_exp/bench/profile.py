@@ -21,7 +21,7 @@ from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build
 from octo_exp.errors import UserError
-from octo_exp.kernels import cpu_loops, torch_int8
+from octo_exp.kernels import cpu_loops, cpu_noise, torch_int8
 
 LOOPS = (
     "quantize",
@@ -64,7 +64,8 @@ def profile(subject: Subject, *, rounds: int) -> dict[str, float]:
         with ExitStack() as stack:
             stack.enter_context(_timed(torch_int8, "matmul", "int8 GEMM", spent))
             for name in LOOPS:
-                stack.enter_context(_timed(cpu_loops, name, f"loop {name}", spent))
+                owner = cpu_loops if hasattr(cpu_loops, name) else cpu_noise
+                stack.enter_context(_timed(owner, name, f"loop {name}", spent))
             for label, (owner, name) in TORCH.items():
                 stack.enter_context(_timed(owner, name, label, spent))
             stack.enter_context(_timed(subject.optimizer, "step", "optimizer", spent))

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels import cpu_loops
+from octo_exp.kernels import cpu_loops, cpu_noise
 from octo_exp.kernels.elementwise import dense_flat, has_row_scales
 from octo_exp.kernels.epilogue import Epilogue
 
@@ -69,7 +69,7 @@ def quantize(
     if seed is None:
         cpu_loops.quantize(array(source), target, *constants)
     else:
-        cpu_loops.quantize_noisy(array(source), target, np.uint64(seed), *constants)
+        cpu_noise.quantize_noisy(array(source), target, np.uint64(seed), *constants)
     return out
 
 

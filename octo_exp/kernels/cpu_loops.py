@@ -9,22 +9,17 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-from octo_exp.kernels import philox
-
 # torch has loaded its OpenMP before: the same threads serve both, and none waits for the other's.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-_INNER = {"cache": True, "error_model": "numpy"}
-_OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
+INNER = {"cache": True, "error_model": "numpy"}
+OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
 # Elements a block of an elementwise loop.
-_BLOCK = 16_384
+BLOCK = 16_384
 _ZERO = np.float32(0)
-_MULTIPLIERS, _KEY_STEPS = (tuple(np.uint64(v) for v in words) for words in (philox.MULTIPLIERS, philox.KEY_STEPS))
-_NO_WORD, _WORD, _LOW_WORD = np.uint64(0), np.uint64(32), np.uint64(philox.LOW_WORD)
-_UNIT = np.float32(philox.UNIT)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _quantize(t, out, scale, zero_point, q_min, q_max, low, high):
     for i in range(t.size):
         v = t[i]
@@ -36,56 +31,23 @@ def _quantize(t, out, scale, zero_point, q_min, q_max, low, high):
         out[i] = np.int8(v)
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def quantize(t, out, scale, zero_point, q_min, q_max, low, high):
     """t [M], float32 -> out [M] int8; every bound and constant a float32."""
     n = t.size
-    for b in prange((n + _BLOCK - 1) // _BLOCK):
-        start, stop = b * _BLOCK, min(n, b * _BLOCK + _BLOCK)
+    for b in prange((n + BLOCK - 1) // BLOCK):
+        start, stop = b * BLOCK, min(n, b * BLOCK + BLOCK)
         _quantize(t[start:stop], out[start:stop], scale, zero_point, q_min, q_max, low, high)
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def quantize_rows(t, out, scale, q_min, q_max):
     """t [R, K] float32, scale [R] -> out [R, K] int8: one scale a row, no zero point."""
     for r in prange(t.shape[0]):
         _quantize(t[r], out[r], scale[r], _ZERO, q_min, q_max, -np.float32(np.inf), np.float32(np.inf))
 
 
-@njit(**_INNER)
-def _uniform(i, seed):
-    # See `philox.uniform`; every word is a uint64, for numba makes floats of mixed signs.
-    c0, c1, c2, c3 = i & _LOW_WORD, i >> _WORD, _NO_WORD, _NO_WORD
-    k0, k1 = seed & _LOW_WORD, seed >> _WORD
-    for _ in range(philox.ROUNDS):
-        a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = b >> _WORD ^ c1 ^ k0, b & _LOW_WORD, a >> _WORD ^ c3 ^ k1, a & _LOW_WORD
-        k0, k1 = k0 + _KEY_STEPS[0] & _LOW_WORD, k1 + _KEY_STEPS[1] & _LOW_WORD
-    return np.float32(np.int64(min(c0, _LOW_WORD - c0))) * _UNIT
-
-
-@njit(**_INNER)
-def _quantize_noisy(t, out, first, seed, scale, zero_point, q_min, q_max, low, high):
-    for i in range(t.size):
-        v = t[i]
-        v = low if v < low else v
-        v = high if v > high else v
-        v = np.floor(v / scale + _uniform(np.uint64(first + i), seed)) + zero_point
-        v = q_min if v < q_min else v
-        v = q_max if v > q_max else v
-        out[i] = np.int8(v)
-
-
-@njit(**_OUTER)
-def quantize_noisy(t, out, seed, scale, zero_point, q_min, q_max, low, high):
-    """As `quantize`, with floor(. + noise) for rounding; element i draws from (seed, i), a uint64."""
-    n = t.size
-    for b in prange((n + _BLOCK - 1) // _BLOCK):
-        start, stop = b * _BLOCK, min(n, b * _BLOCK + _BLOCK)
-        _quantize_noisy(t[start:stop], out[start:stop], start, seed, scale, zero_point, q_min, q_max, low, high)
-
-
-@njit(**_INNER)
+@njit(**INNER)
 def _columns_of_row(x, out, y, kernel, stride, padding, dilation, size, channels, pad_value):
     (kh, kw), (h, w) = kernel, size
     for position in range(out.shape[0]):
@@ -104,7 +66,7 @@ def _columns_of_row(x, out, y, kernel, stride, padding, dilation, size, channels
                         target[c] = pad_value
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _columns_of_thin_row(x, out, y, kernel, stride, padding, size, channels, pad_value):
     # Few channels: the taps of a kernel row lie side by side, so they are one run.
     (kh, kw), (h, w) = kernel, size
@@ -125,7 +87,7 @@ def _columns_of_thin_row(x, out, y, kernel, stride, padding, size, channels, pad
                     target[c] = x[(row * w + column) * channels + c] if inside else pad_value
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def columns_of_input(x, out, kernel, stride, padding, dilation, size, out_size, pad_value):
     """im2col: x [N, H*W*C] -> out [N*OH*OW, KH*KW*C], the border filled with pad_value."""
     (oh, ow), channels = out_size, x.shape[1] // (size[0] * size[1])
@@ -137,7 +99,7 @@ def columns_of_input(x, out, kernel, stride, padding, dilation, size, out_size, 
             _columns_of_row(x[r // oh], rows, r % oh, kernel, stride, padding, dilation, size, channels, pad_value)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _columns_of_gradient_row(g, out, y, kernel, stride, padding, dilation, out_size, channels):
     (kh, kw), (oh, ow) = kernel, out_size
     for x in range(out.shape[0]):
@@ -158,7 +120,7 @@ def _columns_of_gradient_row(g, out, y, kernel, stride, padding, dilation, out_s
                         target[c] = 0
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def columns_of_gradient(g, out, kernel, stride, padding, dilation, size, out_size):
     """g [N, OH*OW*O] -> out [N*H*W, KH*KW*O]: for each input pixel and tap the output that read it, or 0."""
     (h, w), channels = size, g.shape[1] // (out_size[0] * out_size[1])
@@ -167,7 +129,7 @@ def columns_of_gradient(g, out, kernel, stride, padding, dilation, size, out_siz
         _columns_of_gradient_row(g[r // h], rows, r % h, kernel, stride, padding, dilation, out_size, channels)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _finish(acc, scale, offset, first, y):
     for i in range(acc.shape[0]):
         source, shift, target = acc[i], offset[(first + i) % offset.shape[0]], y[i]
@@ -175,10 +137,10 @@ def _finish(acc, scale, offset, first, y):
             target[c] = np.float32(source[c]) * scale[c] + shift[c]
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def finish(acc, scale, offset, y):
     """acc [M, C], scale [C], offset [P, C] (row m takes m mod P) -> y = acc*scale + offset, float32."""
-    rows = max(1, _BLOCK // max(1, acc.shape[1]))
+    rows = max(1, BLOCK // max(1, acc.shape[1]))
     for b in prange((acc.shape[0] + rows - 1) // rows):
         start, stop = b * rows, min(acc.shape[0], b * rows + rows)
         _finish(acc[start:stop], scale, offset, start, y[start:stop])
@@ -190,7 +152,7 @@ _SELECT = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, -1, 0).astype(np
 _GATHER = np.uint64(0x0102040810204080)
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _relu_bits(y, bits):
     rows, channels = y.shape
     padded = (channels + 7) // 8 * 8
@@ -207,17 +169,17 @@ def _relu_bits(y, bits):
             row[c] = _ZERO if row[c] < _ZERO else row[c]
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def finish_relu(acc, scale, offset, y, bits):
     """As `finish`, then ReLU; bits [M, ceil(C/8)] uint8: which outputs are positive, lowest bit first."""
-    rows = max(1, _BLOCK // max(1, acc.shape[1]))
+    rows = max(1, BLOCK // max(1, acc.shape[1]))
     for b in prange((acc.shape[0] + rows - 1) // rows):
         start, stop = b * rows, min(acc.shape[0], b * rows + rows)
         _finish(acc[start:stop], scale, offset, start, y[start:stop])
         _relu_bits(y[start:stop], bits[start:stop])
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _finish_pool(acc, scale, offset, first, y, index, k, width, relu):
     channels = acc.shape[1]
     dead = np.int8(k * k)
@@ -238,7 +200,7 @@ def _finish_pool(acc, scale, offset, first, y, index, k, width, relu):
                 best[c] = _ZERO if best[c] < _ZERO else best[c]
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def finish_pool(acc, scale, offset, y, index, size, k, relu):
     """As `finish`, then ReLU if asked for, then k x k max pooling.
 
@@ -252,7 +214,7 @@ def finish_pool(acc, scale, offset, y, index, size, k, relu):
         _finish_pool(acc[first : first + k * w], scale, offset, first, y[rows], index[rows], k, w, relu)
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def scale_rows(acc, scale, offset, out):
     """acc [R, K] integer, scale [R], offset [R] -> out = acc*scale + offset, float32."""
     for r in prange(acc.shape[0]):
@@ -261,7 +223,7 @@ def scale_rows(acc, scale, offset, out):
             target[k] = np.float32(source[k]) * s + shift
 
 
-@njit(**_INNER)
+@njit(**INNER)
 def _mask_bits(g, bits, select, out):
     whole = g.shape[1] // 8
     for i in range(g.shape[0]):
@@ -274,17 +236,17 @@ def _mask_bits(g, bits, select, out):
             target[c] = source[c] & select[mask[whole], c - whole * 8]
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def mask_bits(g, bits, out):
     """g [M, C] float32, bits [M, ceil(C/8)] -> out = g where the bit is set, else 0."""
     source, target = g.view(np.int32), out.view(np.int32)
-    rows = max(1, _BLOCK // max(1, g.shape[1]))
+    rows = max(1, BLOCK // max(1, g.shape[1]))
     for b in prange((g.shape[0] + rows - 1) // rows):
         start, stop = b * rows, min(g.shape[0], b * rows + rows)
         _mask_bits(source[start:stop], bits[start:stop], _SELECT, target[start:stop])
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def mask_index(g, index, dead, out):
     """g, index [M, C] -> out = g where index < dead, else 0."""
     for i in prange(g.shape[0]):
@@ -293,7 +255,7 @@ def mask_index(g, index, dead, out):
             target[c] = source[c] if where[c] < dead else _ZERO
 
 
-@njit(**_OUTER)
+@njit(**OUTER)
 def spread(t, index, out, size, k):
     """t, index [N*(H//k)*(W//k), C] -> out [N*H*W, C]: t at each maximum's place, 0 elsewhere; H, W multiples of k."""
     (h, w), channels = size, t.shape[1]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from octo_exp.kernels import cpu_loops, fused, philox
+from octo_exp.kernels import cpu_noise, fused, philox
 from octo_exp.kernels.philox import LOW_WORD, uniform
 from octo_exp.quant.rounding import keyed_seed
 
@@ -39,7 +39,7 @@ def test_noise_is_a_function_of_seed_and_counter(seed, start):
     out = uniform(seed, 7, "cpu", start)
     assert out.dtype == torch.float32
     assert out.tolist() == [expected(seed, start + i) for i in range(7)]
-    loop = [cpu_loops._uniform(np.uint64(start + i), np.uint64(seed)) for i in range(7)]
+    loop = [cpu_noise._uniform(np.uint64(start + i), np.uint64(seed)) for i in range(7)]
     assert torch.equal(torch.tensor(np.array(loop, dtype=np.float32)), out)
 
 
