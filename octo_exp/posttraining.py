@@ -27,13 +27,17 @@ class PostTraining:
     calibration: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after the training, and to train in integers: it is a float network that is quantised."""
+        """Refuse what would fail after training, and to train in integers: a float network is what is quantised."""
         check_calibration(self.calibration)
         if not self.training.is_float:
             raise UserError(
                 f"quant.training={self.training.name}: quant=ptq trains in float; to quantise a run that was trained "
                 "in integers use python -m octo_exp.export"
             )
+
+    def forget(self, folder: Path) -> None:
+        """Take away the graph of an earlier run in the folder, which would pass for one of the new weights."""
+        (folder / GRAPH_FILE).unlink(missing_ok=True)
 
     def integer_net(self, net: nn.Module, datamodule: Any, folder: Path) -> IntegerNet:
         """Quantise a trained float net, write its graph into the run's folder and return it in integers alone.

@@ -149,6 +149,9 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
     given = cfg.quant.name == "native" or (built.after is not None and cfg.init_from is not None)
     if not cfg.train and cfg.test and ckpt is None and not given:
         raise UserError("train=false evaluates a checkpoint: give ckpt=<run folder or checkpoint file>")
+    if built.after is not None:
+        _check_no_compensation(cfg)
+        built.after.forget(Path(cfg.save_dir))
     metrics: dict[str, float] = {}
     if cfg.train:
         trainer.fit(built.module, datamodule=datamodule, ckpt_path=ckpt, weights_only=None if ckpt is None else True)
@@ -161,6 +164,18 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
         trainer.test(built.module, datamodule=datamodule, ckpt_path=tested, verbose=False, weights_only=True)
         metrics |= _numbers(trainer.callback_metrics)
     return metrics
+
+
+def _check_no_compensation(cfg: DictConfig) -> None:
+    """UserError where init_from= has LAC's compensation, which a float network would leave out without a word."""
+    if cfg.init_from is None:
+        return
+    path = checkpoint_path("init_from", cfg.init_from)
+    if any("compensator." in name for name in net_state(path, "init_from")):
+        raise UserError(
+            f"init_from: {path} was trained with compensation (LAC), which quant={cfg.quant.name} leaves out; quantise "
+            "it with python -m octo_exp.export, which folds it into the biases"
+        )
 
 
 def _quantize(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any, ckpt: Path | None) -> dict[str, float]:

@@ -65,6 +65,7 @@ def test_int8_is_within_a_point_of_float(data_dir, norm):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_octo_beats_the_demos_figures(data_dir):
     # The demo: INT8 without BatchNorm .768; LAC with its BatchNorm .8365.
     assert mean(data_dir, "octo", "none") >= 0.79

@@ -1,14 +1,22 @@
 """quant=ptq in a run: trained in float, tested in integers; its graph lies in the run's folder."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from octo_exp import posttraining
 from octo_exp.deploy import IntegerNet
 from octo_exp.errors import UserError
+from octo_exp.export.__main__ import main
+from octo_exp.export.source import read_run
 from octo_exp.mcu.reader import read_model
+from octo_exp.nn.layers import QuantLayer
 from octo_exp.posttraining import GRAPH_FILE
 from octo_exp.run import run
 from tests.configs import composed
@@ -74,6 +82,83 @@ def test_another_runs_weights_are_quantised_as_they_are(tmp_path):
     assert after["steps"] == 0
 
 
+def test_an_export_takes_the_graph_of_its_own_run_alone(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'own.pkl'}"]) == 0
+    own = json.loads((tmp_path / "own.pkl.json").read_text())
+    assert (own["graph"], own["calibration"], own["logits_identical_to_run"]) == ("ptq", None, True)
+    assert main(["format=mcu", f"run={folder}", "calibration.images=9", f"output={tmp_path / 'other.pkl'}"]) == 1
+    assert "holds its int8 graph already; leave calibration.* out" in capsys.readouterr().err
+    # Another run in the same folder: what lies there is not its graph.
+    assert "float/test/acc" not in go(folder, "quant=fp32", "trainer.max_epochs=1", "seed=1")
+    assert main(["format=mcu", f"run={folder}", "calibration.images=9", f"output={tmp_path / 'new.pkl'}"]) == 0
+    new = json.loads((tmp_path / "new.pkl.json").read_text())
+    assert (new["graph"], new["calibration"]["images"]) == ("calibrated", 9)
+    assert new["sha256"] != own["sha256"]
+
+
+def edited(folder: Path, key: str, value: object) -> None:
+    cfg = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.update(cfg, key, value)
+    OmegaConf.save(cfg, folder / "config.yaml")
+
+
+def test_a_run_of_a_gpu_is_exported_on_a_cpu(tmp_path):
+    # Where Triton is interpreted an export would succeed with it, in minutes.
+    go(tmp_path, "quant=int8", "trainer.max_epochs=1", "data.limit_train=60", "data.limit_test=20", "callbacks={}")
+    edited(tmp_path, "trainer.accelerator", "gpu")
+    edited(tmp_path, "kernel.impl", "triton")
+    layers = [layer for layer in read_run(str(tmp_path)).net.modules() if isinstance(layer, QuantLayer)]
+    assert {layer.op.impl for layer in layers} == {"torch"}
+
+
+def test_a_config_that_is_none_of_a_run_is_one_line(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    edited(folder, "quant.calibration.images", 0)
+    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert capsys.readouterr().err.endswith("calibration.images=0: it must be a whole number of at least 1\n")
+    (folder / "config.yaml").write_text("seed: 0\n")
+    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert "config.yaml has no data; give the folder of a run" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_leaves_no_graph_of_an_earlier_one(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+
+    def failing(*arguments: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(posttraining, "quantized", failing)
+    with pytest.raises(RuntimeError):
+        go(folder, "quant=ptq", "trainer.max_epochs=1", "seed=1")
+    assert not (folder / GRAPH_FILE).exists()
+
+
+def test_a_run_with_compensation_is_not_quantised_without_it(tmp_path):
+    go(tmp_path / "lac", "quant=lac", "trainer.max_epochs=1", "data.limit_train=60", "data.limit_test=20")
+    with pytest.raises(UserError, match=r"was trained with compensation \(LAC\), which quant=ptq leaves out"):
+        go(tmp_path / "ptq", "quant=ptq", "train=false", f"init_from={tmp_path / 'lac'}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("images=0", "calibration.images=0: it must be a whole number of at least 1"),
+        ("activations=max", "activations='max' is unknown; choose one of absmax, percentile, mse"),
+        ("percentile=0", "percentile=0 must be above 50 and at most 100"),
+        ("symmetric=maybe", "calibration.symmetric=maybe: it must be true or false"),
+    ],
+)
+def test_a_wrong_calibration_is_refused_before_the_training(setting, message):
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(composed(*DIGITS, "quant=ptq", f"quant.calibration.{setting}").quant)
+    assert isinstance(caught.value.__cause__, UserError)
+    assert str(caught.value.__cause__) == message
+
+
 @pytest.mark.parametrize("method", ["absmax", "percentile", "mse"])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -93,8 +178,6 @@ def test_every_calibration(trained, tmp_path, method, symmetric, per_channel):
     ("settings", "message"),
     [
         (("train=false",), "train=false evaluates a checkpoint: give ckpt="),
-        (("quant.calibration.images=0",), "calibration.images=0: it must be a whole number of at least 1"),
-        (("quant.calibration.activations=max",), "activations='max' is unknown; choose one of absmax, percentile, mse"),
         (("update=head_only",), "update= chooses what of a microcontroller graph trains"),
     ],
 )

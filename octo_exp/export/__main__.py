@@ -8,7 +8,7 @@ What was not trained as an int8 graph is quantised first, LAC and BatchNorm fold
 calibration.activations=mse|absmax|percentile calibration.percentile= calibration.symmetric=
 calibration.weights_per_channel=. Everything goes to <folder>/export/ unless output= says otherwise, with a manifest
 beside it. A file that does not give the integers of the graph is not kept, and replaces nothing. A wrong call ends with
-code 2, what cannot be exported with 1; either says why in one line.
+code 2, what cannot be exported with 1, what is interrupted with 130; each says so in one line.
 """
 
 import sys
@@ -22,18 +22,32 @@ from rich.table import Table
 
 from octo_exp.errors import UserError
 from octo_exp.export.formats import module_of
-from octo_exp.export.graph import comparison, graph_of
-from octo_exp.export.publish import manifest, publish
 from octo_exp.export.request import Request, parse
-from octo_exp.export.source import read_run
+
+_INTERRUPTED = 130
 
 
 def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Write what is asked for, verified; return (where, its manifest, what the format found)."""
+    """Write what is asked for, verified; return (where, its manifest, what the format found).
+
+    UserError where it cannot be, also where a calibration is asked for and the run has its graph already.
+    """
+    # They import torch, and take seconds: only once the command line is known to be right.
+    from octo_exp.export.graph import comparison, graph_of
+    from octo_exp.export.publish import manifest, publish
+    from octo_exp.export.source import read_run
+
     form = module_of(request.format)
     path = request.destination(form.SUFFIX)
     graph = graph_of(read_run(request.run), calibration=request.calibration, profile=request.profile)
-    facts, found = comparison(graph), {}
+    if request.calibrates and graph.origin != "calibrated":
+        raise UserError(
+            f"calibration.*: run={request.run} holds its int8 graph already; leave calibration.* out, or quantise its "
+            "float network anew with train.py"
+        )
+    calibration = dict(request.calibration) if graph.origin == "calibrated" else None
+    facts: dict[str, Any] = {"calibration": calibration, **comparison(graph)}
+    found: dict[str, Any] = {}
 
     def write(folder: Path, name: str) -> dict[str, Any]:
         found.update(form.export(graph, folder, name))
@@ -84,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return _INTERRUPTED
     _rows(module_of(request.format), done[0])
     show(*done)
     return 0

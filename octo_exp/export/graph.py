@@ -69,7 +69,8 @@ def _spec_of(source: Source, calibration: Mapping[str, Any]) -> tuple[str, Model
     if isinstance(net, McuNet):
         return "native", spec_of(net, logits_absmax=_logits_absmax(source) if isinstance(net.head, FloatHead) else None)
     file = source.folder / GRAPH_FILE
-    if file.is_file():
+    # One that an earlier run left in the folder is not this run's.
+    if source.cfg.quant.name == "ptq" and file.is_file():
         return "ptq", read_model(file)
     try:
         net = folded(net, source.fresh_model())
@@ -86,7 +87,10 @@ def _logits_absmax(source: Source) -> float:
 
 @torch.no_grad()
 def comparison(graph: Graph) -> dict[str, Any]:
-    """Return how the integer path and the run's own network do on the test images."""
+    """Return how the integer path and the network of the run's checkpoint do on the test images.
+
+    That of a run of quant=ptq is the float network, before quantisation.
+    """
     images = same = right = right_before = 0
     for x, labels in with_progress(graph.batches(), "test images"):
         ours, theirs = graph.net(x).argmax(1), graph.source.net(x).argmax(1)

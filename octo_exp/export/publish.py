@@ -43,9 +43,10 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
 
 
 def _check_target(path: Path, suffix: str) -> None:
-    """Refuse before the work what would fail after it."""
+    """Refuse folders before the work that would be in its way after it."""
     _check_place(path, _record(path), is_folder=False)
-    _check_place(path, path, is_folder=not suffix)
+    if not suffix or path.is_dir():
+        _check_place(path, path, is_folder=not suffix)
 
 
 def _check_place(path: Path, place: Path, *, is_folder: bool) -> None:
@@ -54,7 +55,7 @@ def _check_place(path: Path, place: Path, *, is_folder: bool) -> None:
     if place.is_symlink() and place.is_dir():
         raise UserError(f"{place} is a link to a folder; give output={place.resolve()}, or another output={kind}")
     if not is_folder and place.is_dir():
-        raise UserError(f"{place} cannot be written: it is a folder; give another output={kind}")
+        raise UserError(f"{place} cannot be written: Is a directory; give another output={kind}")
     is_empty_folder = is_folder and place.is_dir() and not any(place.iterdir())
     is_of_export = _record(path).is_file() and place.is_dir() == is_folder
     if os.path.lexists(place) and not is_of_export and not is_empty_folder:
@@ -62,7 +63,7 @@ def _check_place(path: Path, place: Path, *, is_folder: bool) -> None:
 
 
 def _record(path: Path) -> Path:
-    """The manifest of the export that lies at `path`, if one does."""
+    """Return where the manifest of an export at `path` lies."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -72,15 +73,16 @@ def _move(source: Path, target: Path) -> None:
         return
     # No folder replaces another in one step: the old one is kept, in a folder of its own, until the new one stands.
     keep = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".old-{target.name}-"))
+    old = keep / target.name
     try:
-        target.replace(keep / target.name)
-        try:
-            source.replace(target)
-        except BaseException:
-            (keep / target.name).replace(target)
-            raise
-    finally:
-        shutil.rmtree(keep, ignore_errors=True)
+        target.replace(old)
+        source.replace(target)
+    except BaseException:
+        if old.is_dir():
+            old.replace(target)
+        keep.rmdir()
+        raise
+    shutil.rmtree(keep, ignore_errors=True)
 
 
 def _hash(path: Path) -> str:

@@ -21,12 +21,16 @@ _USAGE = f"write format=<{'|'.join(FORMATS)}> run=<folder> [output=FILE] [hw=<pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A format, a run's folder, where the file goes (None: into that folder), how to quantise, for which device."""
+    """A format, a run's folder, where the file goes (None: into that folder), how to quantise, for which device.
+
+    calibrates: whether any of the calibration was given.
+    """
 
     format: str
     run: str
     output: str | None
     calibration: Mapping[str, Any]
+    calibrates: bool
     profile: HardwareProfile | None
 
     def destination(self, suffix: str) -> Path:
@@ -50,8 +54,12 @@ def parse(arguments: Sequence[str]) -> Request:
     """key=value lines -> the request; ConfigError for one that is not understood, by name."""
     settings: dict[str, str] = {}
     calibration: list[str] = []
+    seen: set[str] = set()
     for line in arguments:
         key, equals, value = line.partition("=")
+        if key in seen:
+            raise ConfigError(f"{key}= is given twice; {_USAGE}")
+        seen.add(key)
         if key.startswith("calibration.") and equals:
             calibration.append(line.removeprefix("calibration."))
         elif key in _KEYS and equals and value:
@@ -68,19 +76,29 @@ def parse(arguments: Sequence[str]) -> Request:
         run=settings["run"],
         output=settings.get("output"),
         calibration=_calibration(calibration),
+        calibrates=bool(calibration),
         profile=profile_of(settings["hw"]) if "hw" in settings else None,
     )
 
 
 def _calibration(lines: Sequence[str]) -> dict[str, Any]:
-    """Lines without their prefix over the settings of conf/quant/ptq.yaml."""
+    """Lines without their prefix over the settings of conf/quant/ptq.yaml, checked."""
     node = OmegaConf.load(CONF / "quant" / "ptq.yaml").calibration
     OmegaConf.set_struct(node, True)
     try:
         node = OmegaConf.merge(node, OmegaConf.from_dotlist(list(lines)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"calibration.{' calibration.'.join(lines)}: choose from {', '.join(node)}") from error
-    return dict(node)
+    settings = dict(node)
+    if lines:
+        # It needs torch: most command lines leave the defaults.
+        from octo_exp.posttraining import check_calibration
+
+        try:
+            check_calibration(settings)
+        except UserError as error:
+            raise ConfigError(str(error)) from error
+    return settings
 
 
 def profile_of(name: str) -> HardwareProfile:

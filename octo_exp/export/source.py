@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -12,6 +13,9 @@ from torch import nn
 from octo_exp.assemble import build_module, replaced
 from octo_exp.errors import UserError
 from octo_exp.weights import check_same_network, checkpoint_path, net_state
+
+# What is read of a run's config.
+_NEEDED = ("data", "kernel", "model", "optim", "quant", "trainer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +44,24 @@ def read_run(value: str) -> Source:
         cfg = OmegaConf.load(config)
     except Exception as error:
         raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
+    missing = [key for key in _NEEDED if not isinstance(cfg, DictConfig) or key not in cfg]
+    if missing:
+        raise UserError(f"run={value}: config.yaml has no {missing[0]}; give the folder of a run of train.py")
     state = net_state(checkpoint, "run")
+    # An export computes on the CPU, wherever the run did.
+    trainer, kernel = replaced(cfg.trainer, accelerator="cpu"), replaced(cfg.kernel, impl="auto")
     # The checkpoint holds weights and scales: where they came from, and what of them trained, matters no more.
     cfg = replaced(cfg, train=False, ckpt=str(checkpoint), init_from=None, update=None, data=_data_here(cfg.data))
-    datamodule = instantiate(cfg.data)
-    datamodule.setup()
-    net = build_module(cfg, datamodule).module.net
+    cfg = replaced(cfg, trainer=trainer, kernel=kernel)
+    try:
+        datamodule = instantiate(cfg.data)
+        datamodule.setup()
+        net = build_module(cfg, datamodule).module.net
+    except InstantiationException as error:
+        # Hydra wraps what a setting is refused with.
+        if isinstance(error.__cause__, UserError):
+            raise UserError(f"run={value}: {error.__cause__}") from error
+        raise
     check_same_network(net, state, where=str(checkpoint))
     net.load_state_dict(state)
     return Source(folder=folder, cfg=cfg, checkpoint=checkpoint, net=net.eval(), datamodule=datamodule)

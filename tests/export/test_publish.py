@@ -1,6 +1,8 @@
 """Files appear whole or not at all."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from octo_exp.errors import UserError
+from octo_exp.export import __main__ as main_module
 from octo_exp.export import publish as module
 from octo_exp.export.formats import FORMATS, module_of
 from octo_exp.export.publish import publish
@@ -73,7 +76,7 @@ def test_a_folder_that_could_not_be_put_in_place_leaves_the_old_one(tmp_path, mo
     replace = Path.replace
 
     def broken(self: Path, target: Path) -> Path:
-        if self.parent.name.startswith(".unverified"):
+        if self.parent.name.startswith(".unverified") and target == tmp_path / "net_text":
             raise OSError(28, "No space left on device", str(target))
         return replace(self, target)
 
@@ -90,6 +93,49 @@ def test_a_folder_that_is_no_export_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match=r"mine is there already and is no export; give another output=FOLDER"):
         publish(tmp_path / "mine", "", folder_of("a.txt"))
     assert names(tmp_path / "mine") == ["thesis.tex"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_deleted(tmp_path):
+    (tmp_path / "net.h").mkdir()
+    (tmp_path / "net.h" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"net\.h cannot be written: Is a directory; give another output=FILE"):
+        publish(tmp_path / "net.c", ".c", writes(_c="code", _h="header"))
+    assert names(tmp_path) == ["net.h"]
+    assert names(tmp_path / "net.h") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("mine", ["net.c", "net.h"])
+def test_a_file_that_is_no_export_is_not_replaced(tmp_path, mine):
+    (tmp_path / mine).write_text("mine")
+    with pytest.raises(UserError, match=f"{mine} is there already and is no export; give another output=FILE"):
+        publish(tmp_path / "net.c", ".c", writes(_c="code", _h="header"))
+    assert names(tmp_path) == [mine]
+    assert (tmp_path / mine).read_text() == "mine"
+
+
+def test_a_link_to_a_folder_is_refused_and_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(UserError, match=r"link is a link to a folder; give output=.*real, or another output=FOLDER"):
+        publish(tmp_path / "link", "", folder_of("a.txt"))
+    assert names(tmp_path) == ["link", "real"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_survives_an_interruption_between_old_and_new(tmp_path, monkeypatch):
+    publish(tmp_path / "net_text", "", folder_of("a.txt"))
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.parent.name.startswith(".unverified") and target == tmp_path / "net_text":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path / "net_text", "", folder_of("b.txt"))
+    assert names(tmp_path) == ["net_text", "net_text.json"]
+    assert names(tmp_path / "net_text") == ["a.txt"]
 
 
 def test_the_manifest_names_every_file(tmp_path):
@@ -128,6 +174,15 @@ def test_every_format_has_what_a_format_needs(name):
         (["format=c", "run=x", "hw=stm32"], "hw=stm32 is unknown; choose one of ascend310"),
         (["format=c", "run=x", "calibration.pictures=3"], "choose from images, activations, percentile"),
         (["format=c", "run=x", "calibration.images"], "is not understood"),
+        (["format=c", "run=x", "format=mcu"], "format= is given twice"),
+        (["format=c", "run=x", "calibration.images=1", "calibration.images=2"], "calibration.images= is given twice"),
+        (["format=c", "run=x", "calibration.images=-1"], "calibration.images=-1: it must be a whole number"),
+        (["format=c", "run=x", "calibration.images=true"], "calibration.images=True: it must be a whole number"),
+        (["format=c", "run=x", "calibration.activations=foo"], "activations='foo' is unknown; choose one of absmax"),
+        (["format=c", "run=x", "calibration.symmetric=maybe"], "calibration.symmetric=maybe: it must be true or false"),
+        (["format=c", "run=x", "calibration.weights_per_channel=2"], "weights_per_channel=2: it must be true or false"),
+        (["format=c", "run=x", "calibration.percentile=abc"], "calibration.percentile=abc: it must be a number"),
+        (["format=c", "run=x", "calibration.percentile=0"], "percentile=0 must be above 50 and at most 100"),
     ],
 )
 def test_a_wrong_request_is_refused(arguments, words):
@@ -144,6 +199,24 @@ def test_a_request_has_the_defaults_of_quant_ptq():
     assert request.calibration["activations"] == "mse"
     assert request.destination(".c").name == "x.c"
     assert request.destination("").name == "x_c"
+
+
+def test_a_wrong_command_line_is_refused_before_torch_is_imported():
+    program = (
+        "import sys; from octo_exp.export.__main__ import main; "
+        "print(main(['format=x', 'run=x']), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+
+
+def test_an_interrupted_export_is_one_line(monkeypatch, capsys):
+    def interrupted(request: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, "export", interrupted)
+    assert main_module.main(["format=c", "run=x"]) == 130
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
 
 
 def test_another_suffix_is_refused():

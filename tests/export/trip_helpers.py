@@ -57,8 +57,8 @@ QUICK = {
     "lenet5": Case(settings=f"{DIGITS} model=lenet5 quant=ptq data.epochs=3"),
     "vgg11": Case(settings=f"{DIGITS} {NARROW_LAC} data.limit_train=1000 data.epochs=2 optim.optimizer.lr=0.005"),
     "resnet20": Case(
-        settings=f"{DIGITS} model=resnet20 model.blocks=1 model.image_size=16 quant=int8 data.epochs=1 "
-        "optim.optimizer.lr=0.005",
+        settings=f"{DIGITS} model=resnet20 model.blocks=1 model.image_size=16 quant=int8 data.limit_train=800 "
+        "data.epochs=2 optim.optimizer.lr=0.005",
         graph="model.image_size=16",
     ),
     "tiny": Case(
@@ -92,7 +92,7 @@ SLOW = {
         same_class=0.9,
     ),
     "mbv2_w035 flowers5_32": Case(
-        settings=f"{FEW} data=flowers5_32 model=mbv2_w035 update=last_k",
+        settings=f"{FEW} data=flowers5_32 model=mbv2_w035 update=last_k update.lr=0.002",
         graph=f"model.image_size=128 {PIXELS}",
         images=20,
         same_class=0.9,
