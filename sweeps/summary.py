@@ -31,6 +31,7 @@ def _decimals(places: int) -> Callable[[Any], str]:
 
 _METRICS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test/acc": ("test/acc", _decimals(3)),
+    "float/test/acc": ("before quantisation", _decimals(3)),
     "val/acc": ("val/acc", _decimals(3)),
     "update/extra_memory_kb": ("extra memory, KB", _decimals(1)),
     "memory/saved_for_backward_mib": ("saved for backward, MiB", _decimals(2)),
@@ -195,7 +196,7 @@ def _telling(rows: Sequence[Row]) -> list[str]:
 def _metrics(rows: Sequence[Row]) -> dict[str, tuple[str, Callable[[Any], str]]]:
     keys = _distinct(key for row in rows for key in row)
     cycles = _cycle_keys(rows)
-    columns = {key: _METRICS[key] for key in ("test/acc", "val/acc")}
+    columns = {key: _METRICS[key] for key in ("test/acc", "float/test/acc", "val/acc")}
     columns |= {key: (_cycle_title(key), _decimals(0)) for key in cycles}
     columns |= _METRICS
     return {key: column for key, column in columns.items() if key in keys}

@@ -63,9 +63,11 @@ def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
     table.add_column("value", justify="right")
     images = content["test_images"]
     same = round(content["same_class_as_run"] * images)
-    table.add_row("test accuracy, run", f"{content['accuracy_of_run']:.4f}")
+    # What a run of quant=ptq has trained is a float network.
+    run = "float network" if content["graph"] == "ptq" else "run"
+    table.add_row(f"test accuracy, {run}", f"{content['accuracy_of_run']:.4f}")
     table.add_row("test accuracy, integers", f"{content['accuracy']:.4f}")
-    table.add_row("test images, class of the run's", f"{same:,} of {images:,}")
+    table.add_row(f"test images, class of the {run}'s", f"{same:,} of {images:,}")
     for key in ("bytes", "parameters", "macs", *found):
         table.add_row(key.replace("_", " "), _text(content[key]))
     console = Console()

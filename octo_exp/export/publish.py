@@ -43,10 +43,9 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
 
 
 def _check_target(path: Path, suffix: str) -> None:
-    """Refuse folders before the work that would be in its way after it."""
+    """Refuse before the work what would be in its way after it."""
     _check_place(path, _record(path), is_folder=False)
-    if not suffix or path.is_dir():
-        _check_place(path, path, is_folder=not suffix)
+    _check_place(path, path, is_folder=not suffix)
 
 
 def _check_place(path: Path, place: Path, *, is_folder: bool) -> None:

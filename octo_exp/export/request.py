@@ -16,6 +16,8 @@ from octo_exp.hw.profile import HardwareProfile
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _KEYS = ("format", "run", "output", "hw")
+# Formats that ask for a device: whether it has room, and what it takes.
+_ON_DEVICES = ("c", "report")
 _USAGE = f"write format=<{'|'.join(FORMATS)}> run=<folder> [output=FILE] [hw=<profile>] [calibration.images=256]"
 
 
@@ -71,6 +73,8 @@ def parse(arguments: Sequence[str]) -> Request:
             raise ConfigError(f"{key}= is missing; {_USAGE}")
     if settings["format"] not in FORMATS:
         raise ConfigError(f"format={settings['format']} is unknown; choose one of {', '.join(FORMATS)}")
+    if "hw" in settings and settings["format"] not in _ON_DEVICES:
+        raise ConfigError(f"hw= means nothing to format={settings['format']}; leave it out")
     return Request(
         format=settings["format"],
         run=settings["run"],

@@ -86,6 +86,8 @@ def test_a_float_head_is_quantised_and_said_to_be(tmp_path, capsys):
 def test_a_file_that_does_not_verify_leaves_nothing_and_keeps_what_was_there(strict, tmp_path, monkeypatch, capsys):
     target = tmp_path / "net.pkl"
     target.write_text("before")
+    # Of an earlier export, which may be replaced.
+    (tmp_path / "net.pkl.json").write_text("before")
     shaken = tiny_model(seed=9)
     monkeypatch.setattr(mcu, "read_model", lambda path: shaken)
     monkeypatch.setattr(
@@ -94,7 +96,8 @@ def test_a_file_that_does_not_verify_leaves_nothing_and_keeps_what_was_there(str
     assert main(["format=mcu", f"run={strict}", f"output={target}"]) == 1
     assert "does not verify" in capsys.readouterr().err
     assert target.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["net.pkl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pkl", "net.pkl.json"]
+    assert (tmp_path / "net.pkl.json").read_text() == "before"
 
 
 def _ten_classes(cls, spec, mode):

@@ -174,6 +174,7 @@ def test_every_format_has_what_a_format_needs(name):
         (["format=c", "run=x", "hw=stm32"], "hw=stm32 is unknown; choose one of ascend310"),
         (["format=c", "run=x", "calibration.pictures=3"], "choose from images, activations, percentile"),
         (["format=c", "run=x", "calibration.images"], "is not understood"),
+        (["format=onnx", "run=x", "hw=stm32f746"], "hw= means nothing to format=onnx; leave it out"),
         (["format=c", "run=x", "format=mcu"], "format= is given twice"),
         (["format=c", "run=x", "calibration.images=1", "calibration.images=2"], "calibration.images= is given twice"),
         (["format=c", "run=x", "calibration.images=-1"], "calibration.images=-1: it must be a whole number"),
