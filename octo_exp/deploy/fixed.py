@@ -3,8 +3,9 @@
 A real factor is a whole number and a shift, factor = value * 2^-shift. Factors are float32 as other runtimes compute
 them, and a float32 is a number of 24 bits and a power of 2, so the pair holds it exactly:
 
-    requantise   y = clamp(floor((sum * value + 2^(shift-1)) / 2^shift) + zero, -128, 127), halves round up
-    add          the same of (x1 - z1) * value_1 + (x2 - z2) * value_2, one shift for both
+    requantise   y = clamp(round(round24(sum * value) / 2^shift) + zero, -128, 127); round24 keeps the 24 leading bits;
+                 halves go to even both times: where |sum| < 2^24, the code that float32 hardware finds
+    add          y = clamp(floor((s + 2^(shift-1)) / 2^shift) + zero), s = (x1 - z1) * value_1 + (x2 - z2) * value_2
     average      the mean of a window's codes, halves to even
 
 Sums are int32, products with a value int64. These forms are plain torch on any device; `cpu` has them compiled.
@@ -70,23 +71,38 @@ def add_factors(s1: float, s2: float, s_y: float) -> AddFactors:
     return AddFactors(value_1=value_1, value_2=value_2, shift=shift)
 
 
-def _finish(product: Tensor, shift: Tensor | int, zero: int) -> Tensor:
-    """product int64, + half, shifted and clamped -> codes int8."""
-    one = torch.ones((), dtype=torch.int64, device=product.device)
-    half = one << (torch.as_tensor(shift, device=product.device) - 1)
-    return ((product + half >> shift) + zero).clamp_(Q_MIN, Q_MAX).to(torch.int8)
+def _drop(magnitude: Tensor, shift: Tensor) -> Tensor:
+    """magnitude int64 >= 0 -> magnitude / 2^shift, halves to even; shift >= 0."""
+    odd = magnitude >> shift & 1
+    half = (torch.ones_like(magnitude) << shift >> 1) - 1 + odd
+    return magnitude + torch.where(shift > 0, half, 0) >> shift
+
+
+def _excess(magnitude: Tensor) -> Tensor:
+    """magnitude int64 >= 0 -> how many bits it has beyond 24; at least 0."""
+    left, found = magnitude >> 24, torch.zeros_like(magnitude)
+    for bits in (32, 16, 8, 4, 2, 1):
+        more = left >> bits > 0
+        found += torch.where(more, bits, 0)
+        left = torch.where(more, left >> bits, left)
+    return found + (left > 0)
 
 
 def requantize(acc: Tensor, value: Tensor, shift: Tensor, zero: int) -> Tensor:
     """acc [N, C, H, W] int32, value, shift [C] int32 -> codes int8; see the module."""
     value, shift = (v.long().reshape(-1, 1, 1) for v in (value, shift))
-    return _finish(acc.long() * value, shift, zero)
+    product = acc.long() * value
+    magnitude = product.abs()
+    excess = _excess(magnitude)
+    rounded = _drop(_drop(magnitude, excess) << excess, shift.expand_as(product))
+    return (rounded * product.sign() + zero).clamp_(Q_MIN, Q_MAX).to(torch.int8)
 
 
 def add(x1: Tensor, x2: Tensor, factors: AddFactors, zeros: tuple[int, int, int]) -> Tensor:
     """x1, x2 int8 of one shape, zeros (z1, z2, z_y) -> codes int8; see the module."""
     product = (x1.long() - zeros[0]) * factors.value_1 + (x2.long() - zeros[1]) * factors.value_2
-    return _finish(product, factors.shift, zeros[2])
+    code = product + 2 ** (factors.shift - 1) >> factors.shift
+    return (code + zeros[2]).clamp_(Q_MIN, Q_MAX).to(torch.int8)
 
 
 def average(sums: Tensor, count: int) -> Tensor:

@@ -19,17 +19,11 @@ PARALLEL = 2**14
 @njit(**INNER)
 def requantize_row(acc, offset, value, shift, zero, out):
     """acc [C] int32 -> out [C] int8."""
-    whole = acc.size // LANES * LANES
-    for c in range(0, whole, LANES):
-        v = requantized(
-            load(acc, c, LANES), load(offset, c, LANES), load(value, c, LANES), load(shift, c, LANES), np.int64(zero)
-        )
-        store_codes(out, c, v)
-    for c in range(whole, acc.size):
-        half = np.int64(1) << np.int64(shift[c] - 1)
-        product = (np.int64(acc[c]) + np.int64(offset[c])) * np.int64(value[c]) + half
-        code = (product >> np.int64(shift[c])) + zero
-        out[c] = np.int8(min(max(code, -128), 127))
+    for c in range(0, acc.size, LANES):
+        n = min(LANES, acc.size - c)
+        # A lane beyond the end has value 0 and shift 0, and is not stored.
+        v = requantized(load(acc, c, n), load(offset, c, n), load(value, c, n), load(shift, c, n), np.int64(zero))
+        store_codes(out, c, n, v)
 
 
 @njit(**INNER)

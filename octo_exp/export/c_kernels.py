@@ -4,17 +4,29 @@ Images are NHWC. Inner loops of LANES have a count that compilers know, so that 
 """
 
 REQUANTIZE = """\
-/* floor(v / 2^shift). C99 leaves >> of a negative number to the compiler; ~v is none then. */
-static int64_t shifted(int64_t v, int shift)
+/* v / 2^shift, halves to even. */
+static uint64_t dropped(uint64_t v, int shift)
 {
-    return v < 0 ? ~(~v >> shift) : v >> shift;
+    return shift == 0 ? v : (v + ((uint64_t)1 << (shift - 1)) - 1 + ((v >> shift) & 1)) >> shift;
 }
 
-/* clamp(floor(product / 2^shift + 1/2) + zero, -128, 127) */
+static int8_t clamped(int64_t code)
+{
+    return (int8_t)(code < -128 ? -128 : code > 127 ? 127 : code);
+}
+
+/* clamp(round(product / 2^shift) + zero) of the product's 24 leading bits, halves to even both times. */
 static int8_t code_of(int64_t product, int shift, int32_t zero)
 {
-    const int64_t code = shifted(product + ((int64_t)1 << (shift - 1)), shift) + zero;
-    return (int8_t)(code < -128 ? -128 : code > 127 ? 127 : code);
+    uint64_t v = product < 0 ? (uint64_t)-product : (uint64_t)product;
+    uint64_t left = v >> 24;
+    int excess = 0;
+    while (left > 0) {
+        left >>= 1;
+        excess++;
+    }
+    v = dropped(dropped(v, excess) << excess, shift);
+    return clamped((product < 0 ? -(int64_t)v : (int64_t)v) + zero);
 }
 """
 
@@ -164,6 +176,12 @@ static void average_pool(const struct pool *c, const int8_t *x, int8_t *y)
 """
 
 ADD = """\
+/* floor(v / 2^shift). C99 leaves >> of a negative number to the compiler; ~v is none then. */
+static int64_t shifted(int64_t v, int shift)
+{
+    return v < 0 ? ~(~v >> shift) : v >> shift;
+}
+
 struct add {
     int32_t count;                /* bytes of the image */
     int32_t shortcut_zero, shortcut_value;
@@ -177,7 +195,8 @@ static void add(const struct add *c, const int8_t *shortcut, const int8_t *body,
     for (int32_t i = 0; i < c->count; i++) {
         const int64_t first = (int64_t)(shortcut[i] - c->shortcut_zero) * c->shortcut_value;
         const int64_t second = (int64_t)(body[i] - c->body_zero) * c->body_value;
-        y[i] = code_of(first + second, c->shift, c->y_zero);
+        const int64_t half = (int64_t)1 << (c->shift - 1);
+        y[i] = clamped(shifted(first + second + half, c->shift) + c->y_zero);
     }
 }
 """

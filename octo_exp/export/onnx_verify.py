@@ -1,8 +1,8 @@
 """An ONNX file against the integer path, in onnxruntime: step by step on equal inputs, then the whole test set.
 
-onnxruntime rescales sums in float32, halves to even, where the integer path is exact, halves up: a sum within float's
-rounding of a half may become the code beside, about one output in a million. The budget of 1e-5 holds for a graph's
-outputs together. A code that differs changes what comes after it, so whole graphs are compared by their answers.
+onnxruntime rescales sums in float32, and the integer path rounds as that does: convolutions are equal where sums stay
+below 2^24, additions nearly always. The budget of 1e-5 holds for a graph's outputs together, for other machines order
+their operations otherwise. A code that differs changes what comes after it, so whole graphs are compared by answers.
 """
 
 from collections.abc import Iterator

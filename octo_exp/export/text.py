@@ -39,7 +39,11 @@ conv: output channel o is in group g = o / (O/G) (whole division), and with x = 
 
     sum = b[o] + sum of (x[g * I/G + i][row * S - padding_height + r][column * S - padding_width + c] - x_zero)
                         * w[o][i][r][c]     over i, r, c; fits int32
-    y[o][row][column] = clamp(((sum * value + 2^(shift - 1)) >> shift) + y_zero)
+    y[o][row][column] = clamp(round(round24(sum * value) / 2^shift) + y_zero)
+
+round is to the nearest integer, halves to the even one. round24 keeps the 24 leading bits of a number's size, the rest
+is rounded in the same way: of a number of 24 + e bits, e > 0, round(|n| / 2^e) * 2^e with its sign; a shorter one
+stays.
 
 A linear layer is a conv whose kernel is the whole image. depthwise is 1 where the graph's own file says so, and changes
 nothing.

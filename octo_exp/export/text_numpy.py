@@ -124,12 +124,22 @@ def _windows(x: np.ndarray, kernel: tuple[int, int], stride: int, padding: tuple
     return np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))[:, :, ::stride, ::stride]
 
 
-def _finish(product: np.ndarray, shift: np.ndarray | int, zero: int) -> np.ndarray:
-    """product int64, which is overwritten -> codes."""
-    product += np.left_shift(np.int64(1), shift - 1)
-    product >>= shift
-    product += zero
-    return product.clip(-128, 127, out=product).astype(np.int8)
+def _drop(magnitude: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Whole numbers of at least 0 / 2^shift, halves to even."""
+    down = magnitude >> shift
+    rest, half = magnitude - (down << shift), np.left_shift(np.int64(1), shift) >> 1
+    up = (rest > half) | ((rest == half) & (half > 0) & (down % 2 == 1))
+    return down + up
+
+
+def _rescaled(product: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """product int64 -> round(its 24 leading bits / 2^shift), halves to even both times."""
+    magnitude = np.abs(product)
+    excess = np.zeros_like(magnitude)
+    # Bits beyond 24, of a number below 2^63.
+    for bits in (32, 16, 8, 4, 2, 1):
+        excess += np.where(magnitude >> (excess + bits + 23) > 0, bits, 0)
+    return np.sign(product) * _drop(_drop(magnitude, excess) << excess, shift)
 
 
 def _conv(step: Step, x: np.ndarray) -> np.ndarray:
@@ -141,7 +151,7 @@ def _conv(step: Step, x: np.ndarray) -> np.ndarray:
     value, shift = step.factors[..., None]
     product = sums + step.offset[:, None]
     product *= value
-    codes = _finish(product, shift, step.zeros[1])
+    codes = (_rescaled(product, shift) + step.zeros[1]).clip(-128, 127).astype(np.int8)
     return codes.reshape(-1, *windows.shape[1:4])
 
 
@@ -159,7 +169,9 @@ def _average_pool(step: Step, x: np.ndarray) -> np.ndarray:
 def _add(step: Step, body: np.ndarray, shortcut: np.ndarray) -> np.ndarray:
     parts = (("body", body.astype(np.int64)), ("shortcut", shortcut.astype(np.int64)))
     product = sum((codes - step[f"{name}_zero"]) * step[f"{name}_value"] for name, codes in parts)
-    return _finish(product, step["shift"], step["y_zero"])
+    half = np.left_shift(np.int64(1), step["shift"] - 1)
+    code = (product + half >> step["shift"]) + step["y_zero"]
+    return code.clip(-128, 127).astype(np.int8)
 
 
 _KINDS: dict[str, Callable[..., np.ndarray]] = {

@@ -3,8 +3,8 @@
 A step is a GEMM as in the package's table (role output), with what is done element by element beside it:
 
     input      of integers: QUANTIZE_OPS: scale, round, offset, clamp
-    conv       of integers REQUANTIZE_OPS: offset, multiply, round, shift, zero point, clamp (the last two in one pass
-               with the sums, which never leave); of floats FLOAT_OPS: bias, activation
+    conv       of integers REQUANTIZE_OPS: offset, multiply, round twice, shift, zero point, clamp (in one pass with the
+               sums, which never leave); of floats FLOAT_OPS: bias, activation
     pool       an operation for every element of every window
     addition   of integers ADD_OPS: two zero points, two multiplications, a sum, round, shift, zero point, clamp; of
                floats FLOAT_OPS: the sum, activation
@@ -21,7 +21,7 @@ from octo_exp.mcu.spec import ModelSpec
 from octo_exp.mcu.steps import INPUT, Step, last_reads, steps_of
 from octo_exp.trace.vector import QUANTIZE_OPS
 
-REQUANTIZE_OPS = 6
+REQUANTIZE_OPS = 7
 ADD_OPS = 9
 FLOAT_OPS = 2
 

@@ -48,21 +48,40 @@ def test_a_factor_too_large_is_refused():
         fixed.factors_of(np.float32([1.0, 2**23]))
 
 
-@given(st.lists(st.tuples(ACC, SMALL_FLOATS), min_size=1, max_size=7), st.integers(-128, 127))
-def test_requantise_is_the_exact_product_rounded_half_up(pairs, zero):
+def nearest_float(value: Fraction) -> Fraction:
+    """value rounded to 24 bits, halves to even."""
+    if value == 0:
+        return value
+    exponent = math.floor(abs(value)).bit_length() if abs(value) >= 1 else -200
+    while abs(value) * Fraction(2) ** -(exponent - 24) < 2**23:
+        exponent -= 1
+    step = Fraction(2) ** (exponent - 24)
+    return round(value / step) * step
+
+
+@given(st.lists(st.tuples(ACC, SMALL_FLOATS), min_size=1, max_size=40), st.integers(-128, 127))
+def test_requantise_is_the_product_rounded_twice_halves_to_even(pairs, zero):
     sums, reals = zip(*pairs, strict=True)
     value, shift = fixed.factors_of(np.float32(reals))
     acc = torch.tensor(sums, dtype=torch.int32).reshape(1, -1, 1, 1)
     codes = fixed.requantize(acc, torch.tensor(value), torch.tensor(shift), zero)
     assert codes.dtype == torch.int8
-    expected = [clamp(half_up(a * Fraction(r)) + zero) for a, r in pairs]
+    expected = [clamp(round(nearest_float(a * Fraction(r))) + zero) for a, r in pairs]
     assert codes.flatten().tolist() == expected
 
 
-def test_halves_round_up():
+@given(st.lists(st.integers(-(2**24), 2**24), min_size=1, max_size=40), st.floats(2**-24, 1, width=32))
+def test_it_is_what_float32_hardware_computes(sums, real):
+    value, shift = (torch.tensor(v) for v in fixed.factors_of(np.float32([real])))
+    acc = torch.tensor(sums, dtype=torch.int32).reshape(-1, 1, 1, 1)
+    expected = np.rint(np.float32(sums) * np.float32(real)).clip(-128, 127)
+    assert fixed.requantize(acc, value, shift, 0).flatten().tolist() == expected.tolist()
+
+
+def test_halves_go_to_even():
     value, shift = (torch.tensor(v) for v in fixed.factors_of(np.float32([0.5])))
-    acc = torch.tensor([-3, -1, 1, 3], dtype=torch.int32).reshape(4, 1, 1, 1)
-    assert fixed.requantize(acc, value, shift, 0).flatten().tolist() == [-1, 0, 1, 2]
+    acc = torch.tensor([-5, -3, -1, 0, 1, 3, 5], dtype=torch.int32).reshape(7, 1, 1, 1)
+    assert fixed.requantize(acc, value, shift, 0).flatten().tolist() == [-2, -2, 0, 0, 0, 2, 2]
 
 
 def test_factors_of_a_convolution_are_those_of_float32():
