@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "bench": (
         {
             *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "nn", "plots", "posttraining"),
-            *("quant", "trace", "update"),
+            *("progress", "quant", "trace", "update"),
         },
         {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
     ),

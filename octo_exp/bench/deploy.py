@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,20 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from octo_exp.bench.command import parser_of, report
-from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
+from octo_exp.bench.measure import describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.deploy import IntegerNet
 from octo_exp.errors import UserError
 from octo_exp.posttraining import quantized_by
+from octo_exp.progress import with_progress
 
 SUBJECTS = ("integers", "onnxruntime", "float")
 _CALIBRATION_IMAGES = 64
 _AGREEMENT = 0.995
 _CHECKED = 512
+# Images a turn, at least one batch, and the rest before it.
+_CALLS = 32
+_REST_S = 0.02
 
 
 def build(overrides: Sequence[str], folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -93,13 +98,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             images = batch(cfg, size)[0]
             given = {"float": images.contiguous(memory_format=torch.channels_last)}
             steps = {name: _call(subjects[name], given.get(name, images)) for name in SUBJECTS}
-            # Many at batch 1, which takes a few milliseconds.
-            times = alternate(steps, warmup=5, rounds=max(options.rounds, options.rounds * 8 // size))
+            times = in_turns(steps, rounds=options.rounds, calls=max(1, _CALLS // size))
             rows[size] = {
                 "milliseconds": {name: statistics.median(values) for name, values in times.items()},
                 "ratio": {name: pairwise_ratio(times, name, "integers") for name in SUBJECTS[1:]},
             }
     return {"overrides": options.overrides, "rounds": options.rounds, "machine": machine(), "batches": rows}
+
+
+def in_turns(steps: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Return milliseconds of a call by name, a mean of `calls` a round.
+
+    Worker threads spin for a while after a call, onnxruntime's and OpenMP's: a subject's turn begins when the others'
+    sleep, with a call that is not timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in with_progress(range(rounds), "measuring"):
+        for name, step in steps.items():
+            time.sleep(_REST_S)
+            step()
+            start = time.perf_counter()
+            for _ in range(calls):
+                step()
+            times[name].append((time.perf_counter() - start) * 1e3 / calls)
+    return times
 
 
 def _call(subject: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], object]:
