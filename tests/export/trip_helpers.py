@@ -80,8 +80,8 @@ SLOW = {
         images=20,
         same_class=0.9,
     ),
-    "resnet20 cifar10": Case(
-        settings=f"{REAL} data=cifar10 model=resnet20 quant=int8 data.limit_train=7000 data.batch_size=32",
+    "resnet20 fashion_mnist": Case(
+        settings=f"{REAL} data=fashion_mnist model=resnet20 quant=ptq data.limit_train=6000 data.epochs=3",
         images=50,
         same_class=0.9,
     ),
