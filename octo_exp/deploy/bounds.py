@@ -16,8 +16,8 @@ _CODE = 255
 def within_int32(spec: ModelSpec) -> ModelSpec:
     """Return the graph with |bias| + 255 * sum|w| below 2^31 in every channel.
 
-    Dead channels of released models have the lowest bias that there is. It is pulled in by what the products can add,
-    which moves an output by a hundredth of a code there; UserError where it would by more than half a code.
+    Dead channels of released models have the lowest bias that there is. It is pulled in by what the products can add;
+    UserError where that moves an output by more than half a code.
     """
     layers = tuple(_layer(layer, f"layer {i}") for i, layer in enumerate(spec.layers))
     return replace(spec, layers=layers, classifier=_conv(spec.classifier, "the classifier"))
