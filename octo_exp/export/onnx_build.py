@@ -6,6 +6,9 @@ and write codes.
 
 A code and its zero point are stored as uint8, 128 above the graph's int8: the same steps, the same real values. As int8
 onnxruntime on x86 leaves the convolutions beside a tensor that is read twice, as a shortcut is, in float.
+
+Thin layers have as few as 9 weights a channel, so a file holds little beside them: the scale of biases is a product of
+two constants that are there, zero points of 0 are left out, and constants have short names.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,17 +34,18 @@ SHIFT = 128
 def build(spec: ModelSpec) -> onnx.ModelProto:
     """Return a graph as a model: `input` [N, C, S, S] float32, normalised -> `logits` [N, classes] float32.
 
-    Names are those of the steps: `layer1.body0` is a node and the codes that it makes.
+    Nodes and the codes that they make are called as the steps, `layer1.body0`; what else the k-th step has, from 0, is
+    a letter and k: `w3` the weights' codes, `s3` their scales, `b3` the biases' codes.
     """
     emitter, steps = _Emitter(), steps_of(spec)
     tail = _tail(steps)
     emitter.quantize(emitter.start(spec), f"{INPUT}.codes", spec.image)
     codes = {INPUT: f"{INPUT}.codes"} | {step.name: step.name for step in steps}
-    for step in steps:
+    for k, step in enumerate(steps):
         reads = [codes[name] for name in step.reads]
         if step.name == tail[0]:
-            reads = [emitter.flatten(step.name, *reads)]
-        emitter.step(step, reads, flat=step.name in tail)
+            reads = [emitter.flatten(k, *reads)]
+        emitter.step(k, step, reads, flat=step.name in tail)
     last = steps[-1]
     emitter.dequantize(last.name, last.gives, OUTPUT)
     return emitter.model([(INPUT, spec.image)], [(OUTPUT, (last.gives.channels,))])
@@ -59,11 +63,11 @@ def build_alone(spec: ModelSpec) -> onnx.ModelProto:
     emitter.quantize(emitter.start(spec), f"{INPUT}.codes", image)
     emitter.dequantize(f"{INPUT}.codes", image, f"{INPUT}.out")
     inputs, outputs = [(INPUT, image)], [(f"{INPUT}.out", (image.channels, image.size, image.size))]
-    for step in steps:
+    for k, step in enumerate(steps):
         starts = [(f"{step.name}.in{i}", image) for i, image in enumerate(step.takes)]
         reads = [emitter.quantize(name, f"{name}.codes", image) for name, image in starts]
         flat, gives = step.name in tail, step.gives
-        emitter.step(step, [emitter.flatten(step.name, *reads)] if flat else reads, flat=flat)
+        emitter.step(k, step, [emitter.flatten(k, *reads)] if flat else reads, flat=flat)
         emitter.dequantize(step.name, gives, f"{step.name}.out")
         inputs += starts
         outputs.append((f"{step.name}.out", (gives.channels,) if flat else (gives.channels, gives.size, gives.size)))
@@ -83,11 +87,12 @@ def _is_linear(step: Step) -> bool:
 
 
 class _Emitter:
-    """Nodes and constants of a graph. Helpers of a step are called `<step>.<what>`."""
+    """Nodes and constants of a graph."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self.scales: dict[float, str] = {}
 
     def node(self, kind: str, reads: Iterable[str], makes: str, name: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, list(reads), [makes], name=name, **attributes))
@@ -107,10 +112,14 @@ class _Emitter:
         made = {"producer_name": PRODUCER, "producer_version": __version__, "ir_version": IR_VERSION}
         return helper.make_model(graph, opset_imports=opsets, **made)
 
+    def _scale(self, image: Image) -> str:
+        """The constant of a scale, one of each value."""
+        scale = np.float32(image.scale)
+        return self.constant(self.scales.setdefault(float(scale), f"a{len(self.scales)}"), scale)
+
     def _quantization(self, image: Image) -> list[str]:
-        """The constants of a scale and a zero point, one of each value."""
-        scale, zero = np.float32(image.scale), image.zero + SHIFT
-        return [self.constant(f"scale{scale:.9g}", scale), self.constant(f"zero{zero}", np.uint8(zero))]
+        zero = image.zero + SHIFT
+        return [self._scale(image), self.constant(f"z{zero}", np.uint8(zero))]
 
     def quantize(self, real: str, codes: str, image: Image) -> str:
         return self.node("QuantizeLinear", [real, *self._quantization(image)], codes)
@@ -123,51 +132,50 @@ class _Emitter:
         if not spec.input.is_codes:
             return INPUT
         rounded = self.node("Round", [INPUT], f"{INPUT}.rounded")
-        return self.node("Mul", [rounded, self._quantization(spec.image)[0]], f"{INPUT}.real")
+        return self.node("Mul", [rounded, self._scale(spec.image)], f"{INPUT}.real")
 
-    def flatten(self, name: str, codes: str) -> str:
-        """Codes [N, C, S, S] that a linear layer reads -> [N, C * S * S]."""
-        return self.node("Flatten", [codes], f"{name}.flat")
+    def flatten(self, k: int, codes: str) -> str:
+        """Codes [N, C, S, S] that the k-th step, a linear layer, reads -> [N, C * S * S]."""
+        return self.node("Flatten", [codes], f"f{k}")
 
-    def step(self, step: Step, codes: Sequence[str], *, flat: bool) -> None:
-        """The codes that a step makes, called by its name, of those that it reads."""
+    def step(self, k: int, step: Step, codes: Sequence[str], *, flat: bool) -> None:
+        """The codes that the k-th step makes, called by its name, of those that it reads."""
         part, name = step.part, step.name
         if isinstance(part, PoolSpec):
-            return self._pool(name, part, *codes)
+            return self._pool(k, name, part, *codes)
         # A DequantizeLinear of its own for each reader: runtimes fuse it with the one operator behind.
-        pairs = enumerate(zip(codes, step.takes, strict=True))
-        real = [self.dequantize(x, image, f"{name}.x{i}") for i, (x, image) in pairs]
+        triples = zip("xu", codes, step.takes, strict=False)
+        real = [self.dequantize(x, image, f"{letter}{k}") for letter, x, image in triples]
         if isinstance(part, ConvSpec):
             kind, attributes = ("Gemm", {"transB": 1}) if flat else ("Conv", _geometry(part))
-            real += self._weights(name, part, flat=flat)
+            real += self._weights(k, step, part, flat=flat)
         else:
             kind, attributes = "Add", {}
-        self.quantize(self.node(kind, real, f"{name}.y", name, **attributes), name, step.gives)
+        self.quantize(self.node(kind, real, f"y{k}", name, **attributes), name, step.gives)
 
-    def _weights(self, name: str, part: ConvSpec, *, flat: bool) -> list[str]:
-        """Real weights and biases: int8 with a scale an output channel, int32 with the scale of the sums; zero is 0."""
+    def _weights(self, k: int, step: Step, part: ConvSpec, *, flat: bool) -> list[str]:
+        """Real weights and biases: int8 with a scale an output channel, int32 with the scale of the sums."""
         weight = part.weight.reshape(part.out_channels, -1) if flat else part.weight
-        sums = np.float32(part.x_scale) * part.w_scales
+        scales = self.constant(f"s{k}", part.w_scales)
+        codes = [self.constant(f"w{k}", weight), scales]
+        if flat:
+            # onnxruntime fuses a Gemm only where its weights have zero points.
+            codes.append(self.constant(f"o{k}", np.zeros(part.out_channels, np.int8)))
+        sums = self.node("Mul", [self._scale(*step.takes), scales], f"t{k}")
         return [
-            # With exact sums on old CPUs, onnxruntime makes weights of uint8 and changes their zero points in place.
-            self._constant_codes(f"{name}.w", weight, part.w_scales, f"{name}.w.zeros"),
-            self._constant_codes(f"{name}.b", part.bias, sums, f"zeros{part.out_channels}"),
+            self.node("DequantizeLinear", codes, f"v{k}", axis=0),
+            self.node("DequantizeLinear", [self.constant(f"b{k}", part.bias), sums], f"c{k}", axis=0),
         ]
 
-    def _constant_codes(self, name: str, codes: np.ndarray, scales: np.ndarray, zeros: str) -> str:
-        self.constant(zeros, np.zeros(scales.shape, codes.dtype))
-        reads = [self.constant(f"{name}.codes", codes), self.constant(f"{name}.scales", scales), zeros]
-        return self.node("DequantizeLinear", reads, name, axis=0)
-
-    def _pool(self, name: str, part: PoolSpec, codes: str) -> None:
+    def _pool(self, k: int, name: str, part: PoolSpec, codes: str) -> None:
         """Of codes. A mean is rounded as such, halves to even: divided by a scale, a half would be one no more."""
         window = {"kernel_shape": (part.kernel,) * 2, "strides": (part.stride,) * 2}
         if part.kind == "max":
             self.node("MaxPool", [codes], name, name, pads=(part.padding,) * 4, **window)
             return
-        real = self.node("Cast", [codes], f"{name}.x0", to=TensorProto.FLOAT)
-        mean = self.node("AveragePool", [real], f"{name}.mean", name, **window)
-        rounded = self.node("Round", [mean], f"{name}.y")
+        real = self.node("Cast", [codes], f"x{k}", to=TensorProto.FLOAT)
+        mean = self.node("AveragePool", [real], f"m{k}", name, **window)
+        rounded = self.node("Round", [mean], f"y{k}")
         self.node("Cast", [rounded], name, to=TensorProto.UINT8)
 
 

@@ -32,8 +32,8 @@ OUTPUTS, IMAGES = 2**22, 256
 _CHUNK = 2**22
 MIN_SAME_CLASS, MAX_ACCURACY_CHANGE = 0.995, 0.001
 MAX_SIZE = 0.3
-# What a file needs beside its weights: a channel's bias and scales, a step's nodes and names.
-CHANNEL_BYTES, STEP_BYTES = 16, 1024
+# What a file needs beside its weights: a channel's bias and scale, a step's nodes and names.
+CHANNEL_BYTES, STEP_BYTES = 8, 384
 
 
 def verify(graph: Graph, path: Path) -> dict[str, Any]:
