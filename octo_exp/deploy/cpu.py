@@ -40,7 +40,7 @@ class _Room(threading.local):
         return found[:size].reshape(rows, columns)
 
 
-_room = _Room()
+room = _Room()
 
 
 def images_of(codes: Tensor) -> np.ndarray:
@@ -102,13 +102,14 @@ class Conv:
         rows = n * positions
         little = rows <= few_rows.MAX_ROWS or rows * k * outputs <= few_rows.MAX_MACS
         if little and few_rows.is_available():
-            few_rows.conv(x, self._packed(group), *self.window, self.x_zero, *constants, self.y_zero, out)
+            own = room.of(np.int8, 1, rows * k + few_rows.WORD)[0]
+            few_rows.conv(x, self._packed(group), *self.window, self.x_zero, *constants, self.y_zero, own, out)
             return
         step = max(1, min(n, CHUNK_BYTES // (positions * 4 * outputs)))
         for start in range(0, n, step):
             rows = self._columns(x[start : start + step], positions, k)
             made = out[start : start + step].reshape(-1, outputs)
-            acc = _room.of(np.int32, len(rows), outputs)
+            acc = room.of(np.int32, len(rows), outputs)
             sums = torch_int8.matmul(torch.from_numpy(rows), self.matrices[group], torch.from_numpy(acc))
             requantize = loops.requantize if made.size > loops.PARALLEL else loops.requantize_rows
             requantize(array(sums), *constants, self.y_zero, made)
@@ -123,7 +124,7 @@ class Conv:
         """[N, H, W, C] -> [N*OH*OW, K], the border filled with x_zero."""
         if self.is_matrix:
             return x.reshape(-1, k)
-        out = _room.of(np.int8, len(x) * positions, k)
+        out = room.of(np.int8, len(x) * positions, k)
         kernel_loops.columns_of_input(x.reshape(len(x), -1), out, *self.steps)
         return out
 

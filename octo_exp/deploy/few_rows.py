@@ -25,6 +25,8 @@ MAX_MACS = 2**25
 # Codes that one instruction takes of a row, and outputs of a block: two vectors share what is read of the rows.
 WORD = 4
 BLOCK = 2 * LANES
+# Rows whose sums exist at a time: they stay in the first cache.
+ROWS = 64
 
 
 @cache
@@ -97,6 +99,16 @@ def _one_row(rows, at, k, weights, acc, to):
     store(acc, to + LANES, LANES, a1)
 
 
+@njit(**INNER)
+def _sums(rows, start, end, k, weights, acc):
+    # Those of rows[start * k : end * k] with a block's weights.
+    whole = start + (end - start) // 4 * 4
+    for m in range(start, whole, 4):
+        _four_rows(rows, m * k, k, weights, acc, (m - start) * BLOCK)
+    for m in range(whole, end):
+        _one_row(rows, m * k, k, weights, acc, (m - start) * BLOCK)
+
+
 @njit(**OUTER)
 def gemm(rows, k, weights, offset, value, shift, zero, out):
     """rows [M * K] int8 and three bytes more where K is no multiple of 4, weights of `packed` -> out [M, O] int8.
@@ -106,28 +118,30 @@ def gemm(rows, k, weights, offset, value, shift, zero, out):
     count, outputs = out.shape
     sums = np.empty(count, np.int32)
     _row_sums(rows[: count * k].reshape(count, k), sums)
-    whole = count // 4 * 4
     for block in prange(weights.shape[0]):
-        acc, w = np.empty(count * BLOCK, np.int32), weights[block].reshape(-1)
-        for m in range(0, whole, 4):
-            _four_rows(rows, m * k, k, w, acc, m * BLOCK)
-        for m in range(whole, count):
-            _one_row(rows, m * k, k, w, acc, m * BLOCK)
+        acc, w = np.empty(ROWS * BLOCK, np.int32), weights[block].reshape(-1)
         first = block * BLOCK
         part = slice(first, min(outputs, first + BLOCK))
-        for m in range(count):
-            made = acc[m * BLOCK : m * BLOCK + part.stop - first]
-            for o in range(made.size):
-                made[o] -= 128 * sums[m]
-            requantize_row(made, offset[part], value[part], shift[part], zero, out[m, part])
+        for start in range(0, count, ROWS):
+            end = min(count, start + ROWS)
+            _sums(rows, start, end, k, w, acc)
+            for m in range(start, end):
+                at = (m - start) * BLOCK
+                made = acc[at : at + part.stop - first]
+                for o in range(made.size):
+                    made[o] -= 128 * sums[m]
+                requantize_row(made, offset[part], value[part], shift[part], zero, out[m, part])
 
 
 @njit(**INNER)
-def conv(x, weights, kernel, stride, padding, x_zero, offset, value, shift, y_zero, out):
-    """x [N, H, W, C] int8, weights of `packed` -> out [N, OH, OW, O]: im2col, its border x_zero, then `gemm`."""
+def conv(x, weights, kernel, stride, padding, x_zero, offset, value, shift, y_zero, room, out):
+    """x [N, H, W, C] int8, weights of `packed` -> out [N, OH, OW, O]: im2col, its border x_zero, then `gemm`.
+
+    room: N * OH * OW * KH * KW * C + WORD bytes of any content; fresh ones would cost their pages.
+    """
     (n, height, width, channels), (_, oh, ow, outputs) = x.shape, out.shape
     count, k = n * oh * ow, kernel[0] * kernel[1] * channels
-    rows = np.empty(count * k + WORD, np.int8)
-    columns, size = rows[: count * k].reshape(count, k), (height, width)
+    rows, size = room[: count * k + WORD], (height, width)
+    columns = rows[: count * k].reshape(count, k)
     columns_of_input(x.reshape(n, -1), columns, kernel, stride, padding, (1, 1), size, (oh, ow), np.int8(x_zero))
     gemm(rows, k, weights, offset, value, shift, y_zero, out.reshape(count, outputs))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from octo_exp.deploy import cpu, fixed, images, plain
 from octo_exp.deploy.bounds import within_int32
 from octo_exp.deploy.fixed import AddFactors
+from octo_exp.deploy.program import Program, most_images
 from octo_exp.errors import UserError
 from octo_exp.kernels.cpu_elementwise import array, use_torch_threads
 from octo_exp.mcu.graph import McuInput
@@ -142,6 +143,12 @@ class IntegerNet(nn.Module):
         self.logit_scale, self.logit_zero = spec.classifier.y_scale, spec.classifier.y_zero
         # A tuple: torch looks a module's children up at every access.
         self._sequence = (*self.layers, self.classifier)
+        self._program: Program | None = None
+        self._most = most_images(steps_of(spec))
+        # As `McuInput` has it: scale, zero point, and the numbers that it allows.
+        scale, zero = np.float32(spec.input.scale), np.float32(spec.input.zero)
+        ends = (-128.5, np.nextafter(np.float32(127.5), 0)) if spec.input.is_codes else (-np.inf, np.inf)
+        self.image_constants = (scale, zero, *np.float32(ends))
 
     def steps(self) -> list[tuple[Step, IntegerPart]]:
         """Return the graph's steps in order of execution, each with the module that computes it."""
@@ -187,16 +194,34 @@ class IntegerNet(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""
-        if _forms(x) is plain or self.input.is_codes or x.dtype != torch.float32:
+        if _forms(x) is plain or x.dtype != torch.float32:
             return (self.classify(self.codes_of(x)) - float(self.logit_zero)) * self.logit_scale
-        # The same in three compiled pieces: at batch 1 torch's small operations cost more than a layer.
+        # The same in compiled pieces: for a few images torch's small operations cost more than a layer.
         self._check(x, torch.float32)
         use_torch_threads()
-        codes = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), np.int8)
-        if not images.quantize(array(x), np.float32(self.spec.input.scale), np.float32(self.spec.input.zero), codes):
+        logits = self._logits(array(x), self._program_of(len(x)))
+        if logits is None:
+            # It says which number.
             self.input(x)
+        return torch.from_numpy(logits)
+
+    def _logits(self, x: np.ndarray, program: Program | None) -> np.ndarray | None:
+        """Images [N, C, H, W] -> logits [N, classes]; None where a number is none that the input allows."""
+        if program is not None:
+            return program(x)
+        codes = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), np.int8)
+        if not images.quantize(x, *self.image_constants, codes):
+            return None
         logits = self._on_cpu(codes).astype(np.float32)
-        return torch.from_numpy((logits - np.float32(self.logit_zero)) * np.float32(self.logit_scale))
+        return (logits - np.float32(self.logit_zero)) * np.float32(self.logit_scale)
+
+    def _program_of(self, count: int) -> Program | None:
+        """The graph as one call for so many images, made anew where weights have changed; None where it is slower."""
+        if not 0 < count <= self._most:
+            return None
+        if self._program is None or not self._program.is_of_now():
+            self._program = Program(self)
+        return self._program
 
 
 def _forms(codes: Tensor) -> ModuleType:
