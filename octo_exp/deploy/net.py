@@ -191,7 +191,6 @@ class IntegerNet(nn.Module):
             x = layer.on_cpu(x)
         return x.reshape(len(x), -1)
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""
         if _forms(x) is plain or x.dtype != torch.float32:
