@@ -47,6 +47,7 @@ class LitClassifier(LightningModule):
         penalty: net -> what is added to the training loss, or None.
         trained: what of the net trains where that is not all, as plain values: a checkpoint goes on only where it was
             the same. None: everything.
+        speed_guard: the verdict that the net was made by, as plain values: checkpoints keep it. None: no guard.
 
     Log keys: {train,val,test}/loss, {train,val,test}/acc (fraction in [0, 1]), each after `prefix`, which is empty
     unless somebody sets it.
@@ -63,11 +64,13 @@ class LitClassifier(LightningModule):
         parameter_groups: ParameterGroups,
         penalty: Penalty,
         trained: list[Any] | None = None,
+        speed_guard: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.net, self.prefix = net, ""
         self._optimizer, self._scheduler = optimizer, scheduler
         self._parameter_groups, self._penalty, self._trained = parameter_groups, penalty, trained
+        self._speed_guard = speed_guard
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
         )
@@ -101,8 +104,8 @@ class LitClassifier(LightningModule):
         self._step(batch, "test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what trains."""
-        checkpoint["trained"] = self._trained
+        """Note what trains, and what the net was made by."""
+        checkpoint |= {"trained": self._trained, "speed_guard": self._speed_guard}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from a checkpoint of which something else was trained."""

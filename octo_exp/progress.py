@@ -7,20 +7,28 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+# A bar for anything shorter would only flicker.
 _SECONDS_BEFORE_BAR = 3.0
+# Items may be many and small, and a bar takes 1 to 2 ms to draw.
+_SECONDS_BETWEEN_DRAWINGS = 0.5
 
 
 def with_progress(items: Iterable[Any], title: str) -> Iterator[Any]:
     """Pass the items on; on a terminal, a bar appears after some seconds."""
     console = Console(stderr=True)
-    total = len(items) if hasattr(items, "__len__") else None
-    start, bar = time.monotonic(), Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(title, total=total)
+    if not console.is_interactive:
+        yield from items
+        return
+    # Drawn here, not by a thread of rich's own, which would take time from what the items are for, or is being timed.
+    bar = Progress(console=console, transient=True, auto_refresh=False)
+    task = bar.add_task(title, total=len(items) if hasattr(items, "__len__") else None)
+    due = time.monotonic() + _SECONDS_BEFORE_BAR
     try:
-        for item in items:
+        for done, item in enumerate(items, start=1):
             yield item
-            bar.advance(task)
-            if time.monotonic() - start > _SECONDS_BEFORE_BAR:
+            if (now := time.monotonic()) >= due:
                 bar.start()
+                bar.update(task, completed=done, refresh=True)
+                due = now + _SECONDS_BETWEEN_DRAWINGS
     finally:
         bar.stop()

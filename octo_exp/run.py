@@ -79,9 +79,13 @@ def _source_run(cfg: DictConfig) -> Path | None:
     source = cfg.get("source")
     if source is None or source.name == cfg.data.name or cfg.ckpt is not None:
         return None
-    copy = replaced(cfg, data=source, source=None, init_from=None, train=True)
+    # Refused now, not once the source is trained, which may be under a part of it.
+    instantiate(cfg.quant, _convert_="all")
+    # What is quantised after training (quant=ptq) trains in float: so does its source.
+    quant = cfg.quant.get("training") or cfg.quant
+    copy = replaced(cfg, data=source, source=None, init_from=None, train=True, quant=quant)
     mark = results.experiment(resolved(copy))
-    name = f"{source.name}-{choice('model', cfg)}-{cfg.quant.name}-s{cfg.seed}-{mark}"
+    name = f"{source.name}-{choice('model', cfg)}-{quant.name}-s{cfg.seed}-{mark}"
     folder = Path(cfg.save_dir).parent / "_sources" / name
     copy = replaced(copy, save_dir=str(folder))
     if results.finished(folder, resolved(copy)) is None:
@@ -150,7 +154,6 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
     if not cfg.train and cfg.test and ckpt is None and not given:
         raise UserError("train=false evaluates a checkpoint: give ckpt=<run folder or checkpoint file>")
     if built.after is not None:
-        _check_no_compensation(cfg)
         built.after.forget(Path(cfg.save_dir))
     metrics: dict[str, float] = {}
     if cfg.train:
@@ -164,18 +167,6 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
         trainer.test(built.module, datamodule=datamodule, ckpt_path=tested, verbose=False, weights_only=True)
         metrics |= _numbers(trainer.callback_metrics)
     return metrics
-
-
-def _check_no_compensation(cfg: DictConfig) -> None:
-    """UserError where init_from= has LAC's compensation, which a float network would leave out without a word."""
-    if cfg.init_from is None:
-        return
-    path = checkpoint_path("init_from", cfg.init_from)
-    if any("compensator." in name for name in net_state(path, "init_from")):
-        raise UserError(
-            f"init_from: {path} was trained with compensation (LAC), which quant={cfg.quant.name} leaves out; quantise "
-            "it with python -m octo_exp.export, which folds it into the biases"
-        )
 
 
 def _quantize(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any, ckpt: Path | None) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,37 @@ def checkpoint_path(key: str, value: str) -> Path:
 
 def net_state(path: Path, key: str) -> dict[str, Tensor]:
     """Return the net's state dict of a checkpoint; UserError naming the file where it cannot be read."""
+    return _read(path, key)[0]
+
+
+def speed_guard_of(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the verdict of the speed guard that made a checkpoint's net, plain values; None where there was none.
+
+    UserError as for `net_state`.
+    """
+    return _read(path, key)[1]
+
+
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return a checkpoint's net and verdict."""
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
+        verdict = checkpoint.get("speed_guard")
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{key}: {path} is not a readable checkpoint ({reason}); give another run") from error
     if not state:
         raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
-    return state
+    return state, verdict
 
 
 def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[str]:
     """Load another run's weights into `net`; return the parameters left as they are: the head, if classes differ.
 
-    Ranges of quantisers belong to the data they were seen on and are left out; compensations are taken where both
-    nets have them. UserError where anything but the head differs in shape or is missing.
+    Ranges of quantisers belong to the data they were seen on and are left out; compensations (LAC) are taken
+    where both nets have them, and a warning says where they are lost. UserError where anything but the head differs in
+    shape or is missing.
     """
     own = net.state_dict()
     head = _head(net)
@@ -67,7 +83,31 @@ def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[
     net.load_state_dict(loaded, strict=False)
     if fresh:
         log.warning("init_from: the classes differ, so the head (%s) starts anew", head.rstrip("."))
+    lost = _compensated(state) - _compensated(loaded)
+    if fresh:
+        lost -= _compensated(name for name in state if name.startswith(head))
+    if lost:
+        log.warning(
+            "init_from: the compensation (LAC) of %d layers in %s is left out, and the weights alone are trained on; "
+            "give that run's quant= to keep it",
+            len(lost),
+            where,
+        )
     return fresh
+
+
+def check_no_compensation(state: dict[str, Tensor], *, where: str, quant: str) -> None:
+    """UserError for a net with compensation (LAC), where its weights alone would be quantised as they are."""
+    if _compensated(state):
+        raise UserError(
+            f"init_from: {where} was trained with compensation (LAC), which quant={quant} leaves out; quantise it with "
+            "python -m octo_exp.export, which folds it into the biases"
+        )
+
+
+def _compensated(names: Iterable[str]) -> set[str]:
+    """Layers with a compensation, by the names of a state dict."""
+    return {name.partition(".compensator.")[0] for name in names if ".compensator." in name}
 
 
 def _fresh_head(own: dict[str, Tensor], state: dict[str, Tensor], head: str, where: str) -> list[str]:

@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "nn": ({"kernels", "quant"}, {"torch"}),
     "models": (set(), {"torch"}),
     "data": (
-        set(),
+        {"progress"},
         {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
     ),
     "mcu": ({"kernels"}, {"torch", "numpy"}),
@@ -38,8 +38,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "native": ({"mcu", "posttraining"}, {"torch"}),
     "assemble": (
         {
-            *("callbacks", "data", "hw", "kernels", "lit", "mcu", "models", "native", "nn", "posttraining", "quant"),
-            *("update", "weights"),
+            *("callbacks", "data", "hw", "kernels", "lit", "mcu", "models", "native", "nn", "posttraining", "progress"),
+            *("quant", "update", "weights"),
         },
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
@@ -62,6 +62,7 @@ EXTRA = {
     "deploy/few_rows.py": {"llvmlite", "numba"},
     "deploy/images.py": {"numba"},
     "deploy/loops.py": {"numba"},
+    "deploy/program.py": {"numba"},
     "deploy/vectors.py": {"llvmlite", "numba"},
     "export/onnx_build.py": {"onnx"},
     "export/onnx_qdq.py": {"onnx"},

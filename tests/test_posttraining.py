@@ -1,5 +1,6 @@
 """quant=ptq in a run: trained in float, tested in integers; its graph lies in the run's folder."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -88,6 +89,7 @@ def test_an_export_takes_the_graph_of_its_own_run_alone(trained, tmp_path, capsy
     assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'own.pkl'}"]) == 0
     own = json.loads((tmp_path / "own.pkl.json").read_text())
     assert (own["graph"], own["calibration"], own["logits_identical_to_run"]) == ("ptq", None, True)
+    assert own["graph_sha256"] == hashlib.sha256((folder / GRAPH_FILE).read_bytes()).hexdigest()
     assert main(["format=mcu", f"run={folder}", "calibration.images=9", f"output={tmp_path / 'other.pkl'}"]) == 1
     assert "holds its int8 graph already; leave calibration.* out" in capsys.readouterr().err
     # Another run in the same folder: what lies there is not its graph.
@@ -95,6 +97,7 @@ def test_an_export_takes_the_graph_of_its_own_run_alone(trained, tmp_path, capsy
     assert main(["format=mcu", f"run={folder}", "calibration.images=9", f"output={tmp_path / 'new.pkl'}"]) == 0
     new = json.loads((tmp_path / "new.pkl.json").read_text())
     assert (new["graph"], new["calibration"]["images"]) == ("calibrated", 9)
+    assert new["graph_sha256"] is None
     assert new["sha256"] != own["sha256"]
 
 

@@ -1,7 +1,7 @@
 """The LightningModule of a config: the network, what of it trains, by which optimizer."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,7 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
         parameter_groups=parameter_groups if rule is None else rule.parameter_groups,
         penalty=compensation_penalty,
         trained=None if rule is None else what_trains(net),
+        speed_guard=None if verdict is None else asdict(verdict),
     )
     after = scheme if isinstance(scheme, PostTraining) else None
     return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict, rule=rule, after=after)

@@ -2,14 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from octo_exp.assemble.config import choice
@@ -19,9 +17,10 @@ from octo_exp.mcu.spec import ModelSpec
 from octo_exp.native import Native
 from octo_exp.nn.convert import convert
 from octo_exp.nn.guard import Guard, Verdict
+from octo_exp.progress import with_progress
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
-from octo_exp.weights import checkpoint_path, net_state, start_from
+from octo_exp.weights import check_no_compensation, checkpoint_path, net_state, speed_guard_of, start_from
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +38,26 @@ def float_net(
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: quantised layers keep fp32 weights; use 32-true or bf16-mixed"
         )
-    verdict = None
-    if cfg.kernel.guard and not scheme.is_float:
-        verdict = speed_guard(
-            net, scheme, impl=impl, input_shape=datamodule.input_shape, batch_size=cfg.data.batch_size
-        )
+    verdict = _verdict(cfg, scheme, net, datamodule, impl=impl)
     converted = quantize_net(net, scheme, verdict, impl=impl, clock=clock, input_shape=datamodule.input_shape)
     if cfg.init_from is not None:
         path = checkpoint_path("init_from", cfg.init_from)
-        start_from(net, net_state(path, "init_from"), where=str(path))
+        state = net_state(path, "init_from")
+        # Training goes on from weights alone, with a warning; what is quantised as it is must be what was trained.
+        if scheme.is_float and not cfg.train and cfg.ckpt is None:
+            check_no_compensation(state, where=str(path), quant=cfg.quant.name)
+        start_from(net, state, where=str(path))
     return net, converted, verdict
+
+
+def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: Any, *, impl: str) -> Verdict | None:
+    """Return what the speed guard says where it is on; a checkpoint's net is what it was where it was trained."""
+    if not cfg.kernel.guard or scheme.is_float:
+        return None
+    kept = None if cfg.ckpt is None else speed_guard_of(checkpoint_path("ckpt", cfg.ckpt), "ckpt")
+    if kept is not None:
+        return Verdict(**kept)
+    return speed_guard(net, scheme, impl=impl, input_shape=datamodule.input_shape, batch_size=cfg.data.batch_size)
 
 
 def native_net(
@@ -97,18 +106,15 @@ def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None, *, 
         if cfg.ckpt is not None:
             remedy = "give the init_from= of the run that goes on"
         raise UserError(f"quant=native quantises a trained network, and model={name} starts from nothing; {remedy}")
-    if state is not None and any("compensator" in key for key in state):
-        raise UserError(f"init_from: {where} was trained with compensation (LAC); give a run of quant=fp32 or int8")
+    if state is not None:
+        check_no_compensation(state, where=where, quant="native")
 
 
 def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:
     """Measure (once a machine, with a progress bar) where int8 pays, and log what stays float."""
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octo_exp" / "speed_guard.json"
-
-    def progress(names: Sequence[str]) -> Iterable[str]:
-        return track(names, description="speed guard", console=Console(stderr=True), transient=True)
-
+    progress = partial(with_progress, title="speed guard")
     guard = Guard(batch_size=batch_size, cache=cache, device=device, progress=progress)
     verdict = guard.verdict(net.to(device), scheme, impl=impl, input_shape=input_shape)
     net.to("cpu")

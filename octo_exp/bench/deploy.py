@@ -12,7 +12,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from octo_exp.bench.command import parser_of, report
-from octo_exp.bench.measure import describe, machine, pairwise_ratio
+from octo_exp.bench.measure import describe, in_turns, machine, pairwise_ratio
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.deploy import IntegerNet
 from octo_exp.errors import UserError
 from octo_exp.posttraining import quantized_by
-from octo_exp.progress import with_progress
 
 SUBJECTS = ("integers", "onnxruntime", "float")
 _CALIBRATION_IMAGES = 64
 _AGREEMENT = 0.995
 _CHECKED = 512
-# Images a turn, at least one batch, and the rest before it.
+# Images a turn, at least one batch.
 _CALLS = 32
-_REST_S = 0.02
 
 
 def build(overrides: Sequence[str], folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -93,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         subjects = build(options.overrides, Path(folder))
         check(subjects, batch(cfg, _CHECKED)[0])
-        for size in (int(text) for text in options.batches.split(",")):
+        for size in options.batches:
             # As each is fastest with it: torch channels-last, onnxruntime as its input is declared.
             images = batch(cfg, size)[0]
             given = {"float": images.contiguous(memory_format=torch.channels_last)}
@@ -106,26 +103,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"overrides": options.overrides, "rounds": options.rounds, "machine": machine(), "batches": rows}
 
 
-def in_turns(steps: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, list[float]]:
-    """Return milliseconds of a call by name, a mean of `calls` a round.
-
-    Worker threads spin for a while after a call, onnxruntime's and OpenMP's: a subject's turn begins when the others'
-    sleep, with a call that is not timed.
-    """
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in with_progress(range(rounds), "measuring"):
-        for name, step in steps.items():
-            time.sleep(_REST_S)
-            step()
-            start = time.perf_counter()
-            for _ in range(calls):
-                step()
-            times[name].append((time.perf_counter() - start) * 1e3 / calls)
-    return times
-
-
 def _call(subject: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], object]:
     return lambda: subject(images)
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Return the sizes of a list such as 1,64; what is none ends the command line with code 2."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of batch sizes; write --batches 1,64")
+    return [int(part) for part in parts]
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -144,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, and keep the JSON where asked."""
     parser = parser_of(__doc__)
     parser.set_defaults(overrides=["model=vgg11", "data=cifar10"])
-    parser.add_argument("--batches", default="1,64")
+    parser.add_argument("--batches", type=batch_sizes, default="1,64", help="sizes, comma-separated")
     options = parser.parse_intermixed_args(arguments)
     return report(options, lambda: measure(options), show)
 

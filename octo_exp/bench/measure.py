@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
+
+from octo_exp.progress import with_progress
+
+# Between subjects whose worker threads spin on for a while.
+_REST_S = 0.02
 
 
 def alternate(steps: Mapping[str, Callable[[], object]], *, warmup: int, rounds: int) -> dict[str, list[float]]:
@@ -20,12 +23,30 @@ def alternate(steps: Mapping[str, Callable[[], object]], *, warmup: int, rounds:
         for step in steps.values():
             step()
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in track(range(rounds), description="measuring", console=Console(stderr=True), transient=True):
+    for _ in with_progress(range(rounds), "measuring"):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             _synchronize()
             times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def in_turns(steps: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, list[float]]:
+    """Return milliseconds of a call by name, a mean of `calls` a round.
+
+    Worker threads spin for a while after a call, onnxruntime's and OpenMP's: a subject's turn begins when the others'
+    sleep, with a call that is not timed.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in with_progress(range(rounds), "measuring"):
+        for name, step in steps.items():
+            time.sleep(_REST_S)
+            step()
+            start = time.perf_counter()
+            for _ in range(calls):
+                step()
+            times[name].append((time.perf_counter() - start) * 1e3 / calls)
     return times
 
 

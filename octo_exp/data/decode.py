@@ -3,23 +3,20 @@
 Measured on 60,000 28x28 PNGs: 2 s in one thread and 3.6 s in two, since such small decodes hold the interpreter lock.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octo_exp.errors import UserError
+from octo_exp.progress import with_progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# A bar for anything shorter would only flicker.
-_SECONDS_BEFORE_BAR = 3.0
 
 # Modes of PIL with 8 bits a channel that photographs come in besides RGB.
 _EIGHT_BITS = ("L", "LA", "RGBA", "CMYK", "YCbCr")
@@ -62,7 +59,7 @@ def decode_images(
     )
     images = torch.empty((len(encoded), channels, height or size, width or size), dtype=torch.uint8)
     target = images.numpy()
-    for i, data in enumerate(_with_progress(encoded, title)):
+    for i, data in enumerate(with_progress(encoded, title)):
         pixels = _decode(data, square, where, i)
         if pixels.shape[0] != channels:
             raise UserError(
@@ -116,29 +113,6 @@ def _square(image: "Image", *, size: int, stretch: bool, rgb: bool) -> "Image":
     left, top = (width - size) // 2, (height - size) // 2
     resized = image if (width, height) == image.size else image.resize((width, height), Resampling.BILINEAR)
     return resized.crop((left, top, left + size, top + size))
-
-
-def _with_progress(items: Sequence[Any], title: str) -> Iterator[Any]:
-    """Pass the items on; a bar appears on a terminal once the loop has taken longer than a few seconds."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task(title, total=len(items))
-    start = time.monotonic()
-    shown = False
-    try:
-        for i, item in enumerate(items):
-            yield item
-            if i % 256 == 0 and time.monotonic() - start > _SECONDS_BEFORE_BAR:
-                if not shown:
-                    bar.start()
-                    shown = True
-                bar.update(task, completed=i + 1)
-    finally:
-        if shown:
-            bar.stop()
 
 
 def first_line(error: BaseException) -> str:

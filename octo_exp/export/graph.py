@@ -1,16 +1,18 @@
 """What is exported: the int8 graph of a run, in integers alone, and the test images that every file is tried on."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octo_exp.deploy import IntegerNet
 from octo_exp.errors import UserError
 from octo_exp.export.source import Source
 from octo_exp.hw.profile import HardwareProfile
+from octo_exp.mcu.constants import Q_MAX
 from octo_exp.mcu.export import spec_of
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.heads import FloatHead
@@ -19,6 +21,8 @@ from octo_exp.mcu.spec import ModelSpec
 from octo_exp.nn.fold import folded
 from octo_exp.posttraining import GRAPH_FILE, quantized
 from octo_exp.progress import with_progress
+
+log = logging.getLogger(__name__)
 
 # Training images that a float head's largest logit is looked for in.
 _LOGIT_IMAGES = 256
@@ -67,6 +71,12 @@ def graph_of(source: Source, *, calibration: Mapping[str, Any], profile: Hardwar
 def _spec_of(source: Source, calibration: Mapping[str, Any]) -> tuple[str, ModelSpec]:
     net = source.net
     if isinstance(net, McuNet):
+        if clamped := clamped_weights(net):
+            log.warning(
+                "%d weights lie beyond int8 and become -127 or 127: the graph is not quite what was trained; "
+                "update.mode=strict_int8 keeps them within",
+                clamped,
+            )
         return "native", spec_of(net, logits_absmax=_logits_absmax(source) if isinstance(net.head, FloatHead) else None)
     file = source.folder / GRAPH_FILE
     # One that an earlier run left in the folder is not this run's.
@@ -77,6 +87,12 @@ def _spec_of(source: Source, calibration: Mapping[str, Any]) -> tuple[str, Model
     except UserError as error:
         raise UserError(f"run={source.folder}: {error}") from error
     return "calibrated", quantized(net, source.datamodule, calibration)
+
+
+def clamped_weights(net: nn.Module) -> int:
+    """How many float masters of an int8 graph lie beyond what its codes can hold; 0 of any other network."""
+    masters = [conv.weight for conv in net.convs] if isinstance(net, McuNet) else []
+    return sum(int((master.round().abs() > Q_MAX).sum()) for master in masters)
 
 
 @torch.no_grad()

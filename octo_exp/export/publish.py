@@ -1,16 +1,23 @@
 """Files appear whole or not at all: written and verified in a folder beside their place, then moved there."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from octo_exp import results
 from octo_exp.errors import UserError
-from octo_exp.export.graph import Graph
+from octo_exp.export.graph import Graph, clamped_weights
+from octo_exp.posttraining import GRAPH_FILE
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Write = Callable[[Path, str], dict[str, Any]]
 
@@ -23,15 +30,17 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
     staging = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_target(path, suffix)
+        with _alone_in(path.parent):
+            _check_target(path, suffix)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".unverified-{path.name}-"))
         content = write(staging, path.name.removesuffix(suffix) if suffix else path.name)
         results.write(staging, content, file=_record(path).name)
         entries = sorted(staging.iterdir())
-        for entry in entries:
-            _check_place(path, path.parent / entry.name, is_folder=entry.is_dir())
-        for entry in entries:
-            _move(entry, path.parent / entry.name)
+        with _alone_in(path.parent):
+            for entry in entries:
+                _check_place(path, path.parent / entry.name, is_folder=entry.is_dir())
+            for entry in entries:
+                _move(entry, path.parent / entry.name)
     except OSError as error:
         raise UserError(
             f"{error.filename2 or error.filename or path} cannot be written: {error.strerror}; give another output=FILE"
@@ -40,6 +49,22 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
     return content
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder while files move into it: of two exports of one name, all files must be the later one's."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network drives cannot lock a folder: there, only the manifest's hashes tell whose files they are.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_target(path: Path, suffix: str) -> None:
@@ -102,6 +127,8 @@ def manifest(graph: Graph, form: str, facts: dict[str, Any], folder: Path, main:
         "run": str(source.folder.resolve()),
         "checkpoint_sha256": _hash(source.checkpoint),
         "graph": graph.origin,
+        "graph_sha256": _hash(source.folder / GRAPH_FILE) if graph.origin == "ptq" else None,
+        "clamped_weights": clamped_weights(source.net),
         "data": source.cfg.data.name,
         # What turns pixels in [0, 1] into the graph's input, and that into codes.
         "mean": source.datamodule.mean.tolist(),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from octo_exp.bench import deploy
+from octo_exp.bench.measure import in_turns
 from octo_exp.errors import UserError
 
 SMALL = ("model=lenet5", "data=mnist")
@@ -30,6 +31,27 @@ def test_forms_that_disagree_are_not_timed():
     with pytest.raises(UserError, match=r"agree on 99\.\d% of the images: nothing is timed"):
         deploy.check(subjects, images)
     deploy.check(subjects | {"onnxruntime": lambda x: x}, images)
+
+
+@pytest.mark.parametrize("batches", ["a", "", "0", "-1", "1,", "1.5", "1;64"])
+def test_batch_sizes_that_are_none_end_with_code_2(batches, capsys):
+    with pytest.raises(SystemExit) as caught:
+        deploy.main([*SMALL, f"--batches={batches}"])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"argument --batches: {batches!r} is no list of batch sizes; write --batches 1,64")
+
+
+def test_a_turn_begins_with_a_call_that_is_not_timed():
+    order = []
+    steps = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    times = in_turns(steps, rounds=2, calls=3)
+    assert order == ["a"] * 4 + ["b"] * 4 + ["a"] * 4 + ["b"] * 4
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+
+
+def test_batch_sizes():
+    assert deploy.batch_sizes("1,7,64") == [1, 7, 64]
 
 
 def test_a_model_that_there_is_not_is_one_line(capsys):

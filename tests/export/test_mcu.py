@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,26 @@ def test_logits_that_are_not_the_runs_are_refused(strict, tmp_path, monkeypatch,
     assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 1
     assert "its logits are not the run's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_beyond_int8_are_counted_and_said(strict, tmp_path, capsys, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(strict, folder)
+    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'within.pkl'}"]) == 0
+    assert json.loads((tmp_path / "within.pkl.json").read_text())["clamped_weights"] == 0
+    assert caplog.messages == []
+    path = folder / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    weights = [value for key, value in checkpoint["state_dict"].items() if key.endswith("weight")]
+    # 127.4 rounds to a code; the others do not.
+    weights[1].view(-1)[:4] = torch.tensor([127.4, 127.6, -128.0, 300.0])
+    weights[-1].view(-1)[0] = -150
+    torch.save(checkpoint, path)
+    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'beyond.pkl'}"]) == 0
+    assert json.loads((tmp_path / "beyond.pkl.json").read_text())["clamped_weights"] == 4
+    (message,) = caplog.messages
+    assert message.startswith("4 weights lie beyond int8 and become -127 or 127: the graph is not quite what was")
+    assert read_model(tmp_path / "beyond.pkl").convs[1].weight.reshape(-1)[:4].tolist() == [127, 127, -127, 127]
 
 
 def test_what_counts_as_integers(strict):

@@ -1,13 +1,17 @@
 """Files appear whole or not at all."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
 from octo_exp.errors import UserError
 from octo_exp.export import __main__ as main_module
@@ -138,10 +142,40 @@ def test_a_folder_survives_an_interruption_between_old_and_new(tmp_path, monkeyp
     assert names(tmp_path / "net_text") == ["a.txt"]
 
 
+def test_of_two_exports_at_once_one_stands_whole(tmp_path, monkeypatch):
+    move, moving = module._move, threading.Event()
+
+    def slowly(source: Path, target: Path) -> None:
+        move(source, target)
+        moving.set()
+        time.sleep(0.05)
+
+    monkeypatch.setattr(module, "_move", slowly)
+    both = [writes(_c=text, _h=text) for text in ("first", "second")]
+    threads = [threading.Thread(target=publish, args=(tmp_path / "net.c", ".c", write)) for write in both]
+    threads[0].start()
+    assert moving.wait(timeout=60)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert names(tmp_path) == ["net.c", "net.c.json", "net.h"]
+    assert (tmp_path / "net.c").read_text() == (tmp_path / "net.h").read_text() == "second"
+
+
+def test_a_drive_without_locks_is_written_to(tmp_path, monkeypatch):
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    publish(tmp_path / "net.c", ".c", writes(_c="code", _h="header"))
+    assert names(tmp_path) == ["net.c", "net.c.json", "net.h"]
+
+
 def test_the_manifest_names_every_file(tmp_path):
     for name in ("a.c", "a.h"):
         (tmp_path / name).write_text(name)
     (tmp_path / "checkpoint").touch()
+    (tmp_path / "graph.pkl").write_text("a.c")
     image = SimpleNamespace(scale=0.1, zero=3)
     part = SimpleNamespace(y_scale=0.2, y_zero=4, params=1, macs=2)
     spec = SimpleNamespace(input=image, classifier=part, params=10, macs=20, dead_channels=0)
@@ -149,6 +183,7 @@ def test_the_manifest_names_every_file(tmp_path):
     source = SimpleNamespace(
         folder=tmp_path,
         checkpoint=tmp_path / "checkpoint",
+        net=nn.Identity(),
         datamodule=data,
         cfg=SimpleNamespace(data=SimpleNamespace(name="digits")),
     )
@@ -157,6 +192,11 @@ def test_the_manifest_names_every_file(tmp_path):
     assert {"a.c", "a.h"} <= set(content["files"])
     assert content["files"]["a.h"]["bytes"] == 3
     assert content["sha256"] == content["files"]["a.c"]["sha256"]
+    # Of the graph that the run has written; a graph that was made now has no file.
+    assert content["graph_sha256"] == content["sha256"]
+    graph.origin = "calibrated"
+    assert module.manifest(graph, "c", {}, tmp_path, "a.c")["graph_sha256"] is None
+    assert content["clamped_weights"] == 0
     assert (content["parameters"], content["macs"], content["arena"]) == (11, 22, 7)
     assert (content["input_scale"], content["logit_zero"], content["mean"]) == (0.1, 4, [0.5])
 
