@@ -22,6 +22,14 @@ def parser_of(doc: str | None, *, threads: int | None = None, rounds: int = 20) 
     return parser
 
 
+def batch_sizes(text: str) -> list[int]:
+    """Return the sizes of a list such as 1,64; what is none ends the command line with code 2."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of batch sizes; write --batches 1,64")
+    return [int(part) for part in parts]
+
+
 def failed(error: UserError) -> int:
     """Say what is wrong; return the exit code."""
     Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)

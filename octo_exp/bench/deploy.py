@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from octo_exp.bench.command import parser_of, report
+from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import describe, in_turns, machine, pairwise_ratio
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.deploy import IntegerNet
@@ -105,14 +105,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _call(subject: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], object]:
     return lambda: subject(images)
-
-
-def batch_sizes(text: str) -> list[int]:
-    """Return the sizes of a list such as 1,64; what is none ends the command line with code 2."""
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of batch sizes; write --batches 1,64")
-    return [int(part) for part in parts]
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

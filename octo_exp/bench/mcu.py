@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from octo_exp.bench.command import parser_of, report
+from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import config
 from octo_exp.callbacks.memory import SavedTensors
@@ -198,16 +198,15 @@ def _ratio(ratio: Mapping[str, float]) -> str:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return everything that was measured."""
     models, updates = options.models.split(","), options.updates.split(",")
-    batches = [int(size) for size in options.batches.split(",")]
     common = {"overrides": options.overrides, "rounds": options.rounds}
     return {
         "overrides": options.overrides,
         "rounds": options.rounds,
         "machine": machine(),
         "model": models[0],
-        "batches": batches,
-        "modes": compare_modes(models, batch_size=batches[0], **common),
-        "updates": {size: compare_updates(models[0], updates, batch_size=size, **common) for size in batches},
+        "batches": options.batches,
+        "modes": compare_modes(models, batch_size=options.batches[0], **common),
+        "updates": {size: compare_updates(models[0], updates, batch_size=size, **common) for size in options.batches},
     }
 
 
@@ -216,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__, threads=1)
     parser.add_argument("--models", default=",".join(MODELS), help="the updates are those of the first")
     parser.add_argument("--updates", default=",".join(UPDATES), help="the others are compared with the first")
-    parser.add_argument("--batches", default="8,1", help="the arithmetics are compared at the first")
+    parser.add_argument("--batches", type=batch_sizes, default="8,1", help="the arithmetics are compared at the first")
     options = parser.parse_intermixed_args(arguments)
     return report(options, lambda: measure(options), show)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from octo_exp.bench import deploy
+from octo_exp.bench import deploy, mcu
 from octo_exp.bench.measure import in_turns
 from octo_exp.errors import UserError
 
@@ -33,10 +33,11 @@ def test_forms_that_disagree_are_not_timed():
     deploy.check(subjects | {"onnxruntime": lambda x: x}, images)
 
 
+@pytest.mark.parametrize("bench", [deploy, mcu])
 @pytest.mark.parametrize("batches", ["a", "", "0", "-1", "1,", "1.5", "1;64"])
-def test_batch_sizes_that_are_none_end_with_code_2(batches, capsys):
+def test_batch_sizes_that_are_none_end_with_code_2(bench, batches, capsys):
     with pytest.raises(SystemExit) as caught:
-        deploy.main([*SMALL, f"--batches={batches}"])
+        bench.main([f"--batches={batches}"])
     assert caught.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"argument --batches: {batches!r} is no list of batch sizes; write --batches 1,64")
