@@ -34,20 +34,20 @@ SHIFT = 128
 def build(spec: ModelSpec) -> onnx.ModelProto:
     """Return a graph as a model: `input` [N, C, S, S] float32, normalised -> `logits` [N, classes] float32.
 
-    Nodes and the codes that they make are called as the steps, `layer1.body0`; what else the k-th step has, from 0, is
-    a letter and k: `w3` the weights' codes, `s3` their scales, `b3` the biases' codes.
+    A step's node has its name, `layer1.body0`; what else the k-th step has, from 0, is called a letter and k: `q3` the
+    codes that it makes, `w3` the weights' codes, `s3` their scales, `b3` the biases' codes.
     """
     emitter, steps = _Emitter(), steps_of(spec)
     tail = _tail(steps)
     emitter.quantize(emitter.start(spec), f"{INPUT}.codes", spec.image)
-    codes = {INPUT: f"{INPUT}.codes"} | {step.name: step.name for step in steps}
+    codes = {INPUT: f"{INPUT}.codes"}
     for k, step in enumerate(steps):
         reads = [codes[name] for name in step.reads]
         if step.name == tail[0]:
             reads = [emitter.flatten(k, *reads)]
-        emitter.step(k, step, reads, flat=step.name in tail)
+        codes[step.name] = emitter.step(k, step, reads, flat=step.name in tail)
     last = steps[-1]
-    emitter.dequantize(last.name, last.gives, OUTPUT)
+    emitter.dequantize(codes[last.name], last.gives, OUTPUT)
     return emitter.model([(INPUT, spec.image)], [(OUTPUT, (last.gives.channels,))])
 
 
@@ -67,8 +67,8 @@ def build_alone(spec: ModelSpec) -> onnx.ModelProto:
         starts = [(f"{step.name}.in{i}", image) for i, image in enumerate(step.takes)]
         reads = [emitter.quantize(name, f"{name}.codes", image) for name, image in starts]
         flat, gives = step.name in tail, step.gives
-        emitter.step(k, step, [emitter.flatten(k, *reads)] if flat else reads, flat=flat)
-        emitter.dequantize(step.name, gives, f"{step.name}.out")
+        codes = emitter.step(k, step, [emitter.flatten(k, *reads)] if flat else reads, flat=flat)
+        emitter.dequantize(codes, gives, f"{step.name}.out")
         inputs += starts
         outputs.append((f"{step.name}.out", (gives.channels,) if flat else (gives.channels, gives.size, gives.size)))
     return emitter.model(inputs, outputs)
@@ -138,8 +138,8 @@ class _Emitter:
         """Codes [N, C, S, S] that the k-th step, a linear layer, reads -> [N, C * S * S]."""
         return self.node("Flatten", [codes], f"f{k}")
 
-    def step(self, k: int, step: Step, codes: Sequence[str], *, flat: bool) -> None:
-        """The codes that the k-th step makes, called by its name, of those that it reads."""
+    def step(self, k: int, step: Step, codes: Sequence[str], *, flat: bool) -> str:
+        """The codes that the k-th step makes of those that it reads."""
         part, name = step.part, step.name
         if isinstance(part, PoolSpec):
             return self._pool(k, name, part, *codes)
@@ -151,7 +151,7 @@ class _Emitter:
             real += self._weights(k, step, part, flat=flat)
         else:
             kind, attributes = "Add", {}
-        self.quantize(self.node(kind, real, f"y{k}", name, **attributes), name, step.gives)
+        return self.quantize(self.node(kind, real, f"y{k}", name, **attributes), f"q{k}", step.gives)
 
     def _weights(self, k: int, step: Step, part: ConvSpec, *, flat: bool) -> list[str]:
         """Real weights and biases: int8 with a scale an output channel, int32 with the scale of the sums."""
@@ -167,16 +167,15 @@ class _Emitter:
             self.node("DequantizeLinear", [self.constant(f"b{k}", part.bias), sums], f"c{k}", axis=0),
         ]
 
-    def _pool(self, k: int, name: str, part: PoolSpec, codes: str) -> None:
+    def _pool(self, k: int, name: str, part: PoolSpec, codes: str) -> str:
         """Of codes. A mean is rounded as such, halves to even: divided by a scale, a half would be one no more."""
         window = {"kernel_shape": (part.kernel,) * 2, "strides": (part.stride,) * 2}
         if part.kind == "max":
-            self.node("MaxPool", [codes], name, name, pads=(part.padding,) * 4, **window)
-            return
+            return self.node("MaxPool", [codes], f"q{k}", name, pads=(part.padding,) * 4, **window)
         real = self.node("Cast", [codes], f"x{k}", to=TensorProto.FLOAT)
         mean = self.node("AveragePool", [real], f"m{k}", name, **window)
         rounded = self.node("Round", [mean], f"y{k}")
-        self.node("Cast", [rounded], name, to=TensorProto.UINT8)
+        return self.node("Cast", [rounded], f"q{k}", to=TensorProto.UINT8)
 
 
 def _geometry(part: ConvSpec) -> dict[str, Any]:
