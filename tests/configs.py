@@ -1,5 +1,7 @@
 """Compose the shipped configs in tests, and pick combinations from the config groups."""
 
+import copy
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +17,22 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def compose_copy(root: str | None, *overrides: str) -> DictConfig:
+    """What Hydra composes of `conf/`, a root config or none; composed once a process, copied for each caller."""
+    return copy.deepcopy(_composed_once(root, overrides))
+
+
+@functools.cache
+def _composed_once(root: str | None, overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(root, overrides=list(overrides))
+
+
 def composed(*overrides: str, save_dir: Path | None = None) -> DictConfig:
     """The root config with overrides, without Hydra's own node."""
-    settings = [*overrides, f"save_dir={save_dir}" if save_dir else "save_dir=null"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=settings)
+    cfg = compose_copy("train", *overrides, "save_dir=null")
     with open_dict(cfg):
+        cfg.save_dir = str(save_dir) if save_dir else None
         cfg.trainer.enable_progress_bar = False
     return cfg
 

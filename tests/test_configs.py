@@ -14,6 +14,7 @@ from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from tests.configs import CONF, composed, options, pairwise
+from tests.ptq.helpers import MODELS as NARROW
 
 # int8 graphs are read from files and belong to quant=native (tests/test_native.py); ptq: tests/test_posttraining.py.
 GRAPHS = {"graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native", "ptq"}
@@ -49,7 +50,8 @@ def step(cfg: DictConfig) -> None:
 
 @pytest.mark.parametrize("combination", pairwise(**GROUPS), ids=lambda c: "-".join(c.values()))
 def test_every_pair_of_options_trains_a_step(combination):
-    step(composed(*(f"{group}={option}" for group, option in combination.items())))
+    *_, widths = NARROW[combination["model"]]
+    step(composed(*(f"{group}={option}" for group, option in combination.items()), *(f"model.{w}" for w in widths)))
 
 
 @pytest.mark.slow
@@ -63,6 +65,11 @@ def test_pairwise_covers_every_pair():
     for i, j in ((0, 1), (0, 2), (1, 2)):
         wanted = set(itertools.product(*[("12", "345", "67")[k] for k in (i, j)]))
         assert {(c[i], c[j]) for c in chosen} == wanted
+
+
+def test_a_composed_config_is_its_callers_own():
+    composed("seed=5").seed = 6
+    assert composed("seed=5").seed == 5
 
 
 FORMS = [
@@ -85,7 +92,9 @@ FORMS = [
 @pytest.mark.parametrize("settings", FORMS)
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_every_form_trains_a_step(settings, norm):
-    step(composed("model=simplecnn", f"model.norm={norm}", *settings.split()))
+    cfg = composed("model=simplecnn", *settings.split())
+    cfg.model.norm = norm
+    step(cfg)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 
 from octo_exp import run
 from octo_exp.nn.guard import Guard
-from tests.test_run import go
+from tests.run_helpers import go
 
-SETTINGS = ("model=lenet5", "quant=octo", "kernel.guard=true", "trainer=debug", "logger=csv", "data.limit_train=200")
+SMALL = ("model=lenet5", "quant=octo", "trainer=debug", "logger=csv", "data.limit_train=200", "hw=[]")
 FASTEST = {"features.3": "int8", "features.6": "bf16", "classifier.0": "fp32"}
 
 
@@ -25,7 +25,7 @@ def test_a_guarded_run_says_what_stays_float(tmp_path, monkeypatch, capsys, whol
     monkeypatch.setattr(
         run, "_facts", lambda cfg, trainer, *rest: precisions.append(trainer.precision) or facts(cfg, trainer, *rest)
     )
-    results = go(tmp_path / "run", *SETTINGS)
+    results = go(tmp_path / "run", *SMALL, "kernel.guard=true")
     assert precisions == ["bf16-mixed" if whole == "bf16" else "32-true"]
     out = capsys.readouterr().out
     assert (tmp_path / "cache" / "octo_exp" / "speed_guard.json").exists()
@@ -40,6 +40,6 @@ def test_a_guarded_run_says_what_stays_float(tmp_path, monkeypatch, capsys, whol
 
 
 def test_without_the_guard_there_is_no_verdict(tmp_path):
-    results = go(tmp_path, "model=lenet5", "quant=octo", "trainer=debug", "logger=csv", "data.limit_train=200")
+    results = go(tmp_path, *SMALL)
     assert results["speed_guard"] is None
     assert results["quantized_layers"] == ["features.3", "features.6", "classifier.0"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from octo_exp.cli import check_arguments
+from octo_exp.cli import arguments, check_arguments
+from octo_exp.cli.space import ConfigSpace
 from octo_exp.errors import ConfigError
 
 UNKNOWN = {
@@ -159,9 +160,21 @@ def check(line: str, project: Path) -> list[str]:
     return check_arguments(line.split(), config_dir=project / "conf")
 
 
+SPACES: dict[str, ConfigSpace] = {}
+
+
+def space_of(**where: Any) -> ConfigSpace:
+    """The space of those folders and that root config, composed once: no test changes a file of it."""
+    key = repr(sorted(where.items()))
+    if key not in SPACES:
+        SPACES[key] = ConfigSpace(**where)
+    return SPACES[key]
+
+
 @pytest.fixture(autouse=True)
 def _in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
+    monkeypatch.setattr(arguments, "ConfigSpace", space_of)
 
 
 @pytest.mark.parametrize("line", ALL_WRONG)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -13,8 +12,8 @@ from octo_exp.cli import check_arguments
 from octo_exp.data import ImageDataModule
 from octo_exp.data.augment import Augmentation, ResizedCrop, augmentation
 from octo_exp.errors import ConfigError, UserError
+from tests.configs import CONF, compose_copy
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 # `folder` is any set: how many classes it has is the user's to say.
 SETS = [name for name in NAMES if name != "folder"]
@@ -26,8 +25,7 @@ def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def composed(name: str, *overrides: str) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(overrides=[f"+data={name}", "+model.image_size=32", "+seed=7", *overrides])
+    return compose_copy(None, f"+data={name}", "+model.image_size=32", "+seed=7", *overrides)
 
 
 def test_the_sets_of_the_readme_are_there() -> None:

@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
 from octo_exp.errors import UserError
 from octo_exp.models.mobilenet_v2 import InvertedBottleneck, scaled_channels
-from tests.nn.helpers import CONF
+from tests.configs import CONF, compose_copy
 
 # The float networks; a graph's yaml names another room.
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if "octo_exp.models." in path.read_text())
@@ -15,8 +14,7 @@ MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if "octo_e
 def model(name: str, *overrides: str, channels: int = 3, classes: int = 10) -> nn.Module:
     settings = [f"+model={name}", f"+data.channels={channels}", f"+data.classes={classes}"]
     settings += [f"model.{o}" for o in overrides]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose(overrides=settings).model, _convert_="all")
+    return instantiate(compose_copy(None, *settings).model, _convert_="all")
 
 
 def count(net: nn.Module) -> int:

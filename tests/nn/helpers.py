@@ -1,11 +1,9 @@
 """Schemes and layers for the tests of nn, built from the shipped yaml files."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
@@ -13,8 +11,8 @@ from octo_exp.nn.convert import convert
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
+from tests.configs import CONF, compose_copy
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 # These are no schemes of float nets: tests/test_native.py, tests/test_posttraining.py.
 SCHEMES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem not in ("native", "ptq"))
 CONVERTING = [name for name in SCHEMES if name not in ("fp32", "bf16")]
@@ -24,9 +22,7 @@ def scheme(name: str, **changes: Any) -> Scheme:
     """The shipped scheme `name`, no layer skipped; changes by dotted key with '__' for '.'."""
     overrides = [f"+quant={name}", "quant.skip=[]"]
     overrides += [f"quant.{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(overrides=overrides)
-    built = instantiate(cfg.quant, _convert_="all")
+    built = instantiate(compose_copy(None, *overrides).quant, _convert_="all")
     assert isinstance(built, Scheme)
     return built
 

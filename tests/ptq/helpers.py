@@ -4,12 +4,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from octo_exp.ptq.plan import Block, Conv, Plan, Pool
-from tests.configs import CONF
+from tests.configs import compose_copy
 
 # name -> channels and side of its images; widths that keep the tests short.
 MODELS: dict[str, tuple[int, int, tuple[str, ...]]] = {
@@ -28,8 +27,7 @@ def model(name: str, *overrides: str, channels: int, norm: str) -> nn.Module:
     """A network of conf/model."""
     settings = [f"+model={name}", f"+data.channels={channels}", "+data.classes=10", f"model.norm={norm}"]
     settings += [f"model.{override}" for override in overrides]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose(overrides=settings).model, _convert_="all")
+    return instantiate(compose_copy(None, *settings).model, _convert_="all")
 
 
 def settled(net: nn.Module, images: Tensor) -> nn.Module:

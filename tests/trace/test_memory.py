@@ -1,10 +1,7 @@
 """What the trace says is kept for the backward pass against what autograd saves, layer by layer."""
 
-import copy
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
@@ -12,8 +9,8 @@ from octo_exp.callbacks.memory import SavedTensors
 from octo_exp.hw.memory import step_memory
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
-from tests.configs import pairwise
-from tests.nn.helpers import CONF, SCHEMES, scheme
+from tests.configs import compose_copy, pairwise
+from tests.nn.helpers import SCHEMES, scheme
 from tests.trace.helpers import traced
 
 # Single numbers that the trace leaves out: scales and zero points.
@@ -87,8 +84,7 @@ def same_bytes(net, shape=SHAPE, *, batch_size=3, autocast=False):
 
 def shipped(model, norm, size, channels):
     overrides = [f"+model={model}", f"model.norm={norm}", f"model.image_size={size}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(overrides=[*overrides, f"++model.in_channels={channels}", "++model.num_classes=10"])
+    cfg = compose_copy(None, *overrides, f"++model.in_channels={channels}", "++model.num_classes=10")
     return instantiate(cfg.model, _convert_="all")
 
 
@@ -146,7 +142,6 @@ def test_compensation(form, granularity, changes):
 
 def frozen(net, parts):
     """The net with the weights, biases, or everything of some of its layers not trained."""
-    net = copy.deepcopy(net)
     owners = [module for module in net.modules() if any(True for _ in module.parameters(recurse=False))]
     chosen = {"first": owners[:1], "front": owners[: len(owners) // 2], "head": owners[:-1], "other": owners[::2]}
     for module in chosen.get(parts, owners):

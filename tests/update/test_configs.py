@@ -4,7 +4,6 @@ import inspect
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 
 from octo_exp.cli.wording import check_value
@@ -12,15 +11,14 @@ from octo_exp.errors import UserError
 from octo_exp.update.memory import update_memory
 from octo_exp.update.rule import OPTIMIZERS, UpdateRule
 from octo_exp.update.scheme import SparseUpdate
-from tests.configs import CONF, options
+from tests.configs import CONF, compose_copy, options
 from tests.update.helpers import MODELS, released_shapes, sparse
 
 OPTIONS = options("update")
 
 
 def composed_rule(option: str, *settings: str):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=[f"update={option}", *settings])["update"]
+    return compose_copy("train", f"update={option}", *settings)["update"]
 
 
 def rule_of(option: str, *settings: str) -> UpdateRule:
