@@ -151,6 +151,8 @@ def test_nothing_heavy_is_imported_before_the_config_is_right(project: Path, arg
     assert not HEAVY & loaded
 
 
+# Of a machine with nothing else to do; that nothing heavy is imported is what the test before says.
+@pytest.mark.slow
 def test_the_light_answers_come_within_the_limit(train: Train) -> None:
     for arguments in (["--help"], ["--cfg", "job"], ["seed=x"]):
         # The quickest of three: what else the machine does is not the question.
