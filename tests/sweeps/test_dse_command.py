@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,8 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
         "sram_ifmap_kib:[1,2,4,8,16],sram_filter_kib:[1,2,4,8,16]}",
         "objectives=[total_cycles]",
     ]
-    process = command(tmp_path, *settings)
+    # A job in the background of a shell ignores the signal, and so do its children.
+    process = command(tmp_path, *settings, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     for _ in range(600):
         if (tmp_path / dse.STATE_FILE).exists():
             break
