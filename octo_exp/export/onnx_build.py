@@ -93,6 +93,7 @@ class _Emitter:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.scales: dict[float, str] = {}
+        self.real: dict[str, str] = {}
 
     def node(self, kind: str, reads: Iterable[str], makes: str, name: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, list(reads), [makes], name=name, **attributes))
@@ -117,15 +118,16 @@ class _Emitter:
         scale = np.float32(image.scale)
         return self.constant(self.scales.setdefault(float(scale), f"a{len(self.scales)}"), scale)
 
-    def _quantization(self, image: Image) -> list[str]:
+    def _quantization(self, image: Image, whole: bool) -> list[str]:
+        """A scale and a zero point. Codes are uint8 and it is 0 where the latter is left out, unless `whole`."""
         zero = image.zero + SHIFT
-        return [self._scale(image), self.constant(f"z{zero}", np.uint8(zero))]
+        return [self._scale(image), *([self.constant(f"z{zero}", np.uint8(zero))] if zero or whole else [])]
 
-    def quantize(self, real: str, codes: str, image: Image) -> str:
-        return self.node("QuantizeLinear", [real, *self._quantization(image)], codes)
+    def quantize(self, real: str, codes: str, image: Image, *, whole: bool = False) -> str:
+        return self.node("QuantizeLinear", [real, *self._quantization(image, whole)], codes)
 
-    def dequantize(self, codes: str, image: Image, real: str) -> str:
-        return self.node("DequantizeLinear", [codes, *self._quantization(image)], real)
+    def dequantize(self, codes: str, image: Image, real: str, *, whole: bool = False) -> str:
+        return self.node("DequantizeLinear", [codes, *self._quantization(image, whole)], real)
 
     def start(self, spec: ModelSpec) -> str:
         """The graph's input in real values: where it is codes, it is rounded and scaled."""
@@ -140,18 +142,23 @@ class _Emitter:
 
     def step(self, k: int, step: Step, codes: Sequence[str], *, flat: bool) -> str:
         """The codes that the k-th step makes of those that it reads."""
+        # onnxruntime fuses a Gemm, which `flat` makes of a linear layer, only where all zero points are written.
         part, name = step.part, step.name
         if isinstance(part, PoolSpec):
             return self._pool(k, name, part, *codes)
-        # A DequantizeLinear of its own for each reader: runtimes fuse it with the one operator behind.
-        triples = zip("xu", codes, step.takes, strict=False)
-        real = [self.dequantize(x, image, f"{letter}{k}") for letter, x, image in triples]
+        real = [self._real(k, *each, flat) for each in zip("xu", codes, step.takes, strict=False)]
         if isinstance(part, ConvSpec):
             kind, attributes = ("Gemm", {"transB": 1}) if flat else ("Conv", _geometry(part))
             real += self._weights(k, step, part, flat=flat)
         else:
             kind, attributes = "Add", {}
-        return self.quantize(self.node(kind, real, f"y{k}", name, **attributes), f"q{k}", step.gives)
+        return self.quantize(self.node(kind, real, f"y{k}", name, **attributes), f"q{k}", step.gives, whole=flat)
+
+    def _real(self, k: int, letter: str, codes: str, image: Image, whole: bool) -> str:
+        """Codes as real values, once for all that read them."""
+        if codes not in self.real:
+            self.real[codes] = self.dequantize(codes, image, f"{letter}{k}", whole=whole)
+        return self.real[codes]
 
     def _weights(self, k: int, step: Step, part: ConvSpec, *, flat: bool) -> list[str]:
         """Real weights and biases: int8 with a scale an output channel, int32 with the scale of the sums."""
@@ -159,7 +166,6 @@ class _Emitter:
         scales = self.constant(f"s{k}", part.w_scales)
         codes = [self.constant(f"w{k}", weight), scales]
         if flat:
-            # onnxruntime fuses a Gemm only where its weights have zero points.
             codes.append(self.constant(f"o{k}", np.zeros(part.out_channels, np.int8)))
         sums = self.node("Mul", [self._scale(*step.takes), scales], f"t{k}")
         return [
