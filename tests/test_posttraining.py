@@ -75,6 +75,41 @@ def test_the_checkpoint_is_the_float_net_and_gives_the_same_graph(trained, tmp_p
         assert again[key] == results[key]
 
 
+def test_what_was_quantised_without_training_is_exported(trained, tmp_path, capsys):
+    folder = tmp_path / "ptq"
+    go(folder, "quant=ptq", DIGITS[-1], "train=false", f"ckpt={trained[0]}", "quant.calibration.symmetric=true")
+    assert main(["format=mcu", f"run={folder}"]) == 0
+    content = json.loads((folder / "export/ptq.pkl.json").read_text())
+    assert (content["graph"], content["logits_identical_to_run"]) == ("ptq", True)
+    assert content["graph_sha256"] == hashlib.sha256((folder / GRAPH_FILE).read_bytes()).hexdigest()
+    # A run that trains has weights of its own, or none.
+    edited(folder, "train", True)
+    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert "holds no checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_a_run_stopped_before_its_graph_is_quantised_as_it_says(trained, tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "made.pkl"
+    shutil.copytree(trained[0], folder)
+    (folder / GRAPH_FILE).unlink()
+    edited(folder, "quant.calibration.symmetric", True)
+    edited(folder, "quant.calibration.images", 9)
+    assert main(["format=mcu", f"run={folder}", f"output={file}"]) == 0
+    made = json.loads((tmp_path / "made.pkl.json").read_text())
+    assert (made["calibration"]["symmetric"], made["calibration"]["images"]) == (True, 9)
+    assert {conv.y_zero for conv in read_model(file).convs} <= {-128, 0}
+
+
+def test_a_checkpoint_of_another_config_is_named_with_its_run(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    edited(folder, "model.hidden", 77)
+    assert main(["format=mcu", f"run={folder}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: run={folder}: ")
+    assert said.endswith("; give a folder whose config.yaml and checkpoint are of one run\n")
+
+
 def test_another_runs_weights_are_quantised_as_they_are(tmp_path):
     before = go(tmp_path / "float", "quant=fp32")
     after = go(tmp_path / "ptq", "quant=ptq", DIGITS[-1], "train=false", f"init_from={tmp_path / 'float'}")

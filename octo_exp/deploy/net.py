@@ -157,8 +157,8 @@ class IntegerNet(nn.Module):
         return list(zip(steps_of(self.spec), modules, strict=True))
 
     def codes_of(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] float32 -> its codes, int8."""
-        return self.input(x).to(torch.int8)
+        """x [N, C, H, W] of any real type, computed in float32 -> its codes, int8."""
+        return self.input(x.float()).to(torch.int8)
 
     def outputs(self, codes: Tensor) -> Iterator[Tensor]:
         """codes [N, C, H, W] int8 -> what each layer makes, in order; the classifier's [N, classes, 1, 1] last."""
@@ -169,9 +169,9 @@ class IntegerNet(nn.Module):
 
     def _check(self, x: Tensor, dtype: torch.dtype = torch.int8) -> None:
         image = self.spec.image
-        if x.dtype != dtype or x.shape[1:] != (image.channels, image.size, image.size):
+        if x.dtype != dtype or x.shape[1:] != (image.channels, image.size, image.size) or not len(x):
             what = "int8 codes" if dtype == torch.int8 else "images"
-            wanted = f"{what} [N, {image.channels}, {image.size}, {image.size}]"
+            wanted = f"{what} [N >= 1, {image.channels}, {image.size}, {image.size}]"
             raise UserError(f"input must be {wanted}, got {x.dtype} {list(x.shape)}")
 
     @torch.no_grad()
@@ -192,11 +192,12 @@ class IntegerNet(nn.Module):
         return x.reshape(len(x), -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> logits [N, classes]."""
-        if _forms(x) is plain or x.dtype != torch.float32:
+        """x [N, C, H, W] of any real type -> logits [N, classes] float32."""
+        x = x.float()
+        self._check(x, torch.float32)
+        if _forms(x) is plain:
             return (self.classify(self.codes_of(x)) - float(self.logit_zero)) * self.logit_scale
         # The same in compiled pieces: for a few images torch's small operations cost more than a layer.
-        self._check(x, torch.float32)
         use_torch_threads()
         logits = self._logits(array(x), self._program_of(len(x)))
         if logits is None:

@@ -39,14 +39,18 @@ def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
     form = module_of(request.format)
     path = request.destination(form.SUFFIX)
-    graph = graph_of(read_run(request.run), calibration=request.calibration, profile=request.profile)
+    source = read_run(request.run)
+    # A run of quant=ptq that was stopped before its graph says itself how it is quantised.
+    own = source.cfg.quant.get("calibration") if source.cfg.quant.name == "ptq" and not request.calibrates else None
+    calibration = dict(request.calibration if own is None else own)
+    graph = graph_of(source, calibration=calibration, profile=request.profile)
     if request.calibrates and graph.origin != "calibrated":
         raise UserError(
             f"calibration.*: run={request.run} holds its int8 graph already; leave calibration.* out, or quantise its "
             "float network anew with train.py"
         )
-    calibration = dict(request.calibration) if graph.origin == "calibrated" else None
-    facts: dict[str, Any] = {"calibration": calibration, **comparison(graph)}
+    used = calibration if graph.origin == "calibrated" else None
+    facts: dict[str, Any] = {"calibration": used, **comparison(graph)}
     found: dict[str, Any] = {}
 
     def write(folder: Path, name: str) -> dict[str, Any]:

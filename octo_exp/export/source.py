@@ -39,14 +39,10 @@ def read_run(value: str) -> Source:
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"run={value}: the folder holds no config.yaml; give the folder of a run of train.py")
-    checkpoint = checkpoint_path("run", value)
-    try:
-        cfg = OmegaConf.load(config)
-    except Exception as error:
-        raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
-    missing = [key for key in _NEEDED if not isinstance(cfg, DictConfig) or key not in cfg]
-    if missing:
-        raise UserError(f"run={value}: config.yaml has no {missing[0]}; give the folder of a run of train.py")
+    cfg = _config(config, value)
+    # A run that only evaluates, as one that quantises a trained net anew, keeps its weights where it found them.
+    evaluated = None if cfg.get("train", True) else cfg.get("ckpt")
+    checkpoint = checkpoint_path("run", value if evaluated is None else evaluated)
     state = net_state(checkpoint, "run")
     # An export computes on the CPU, wherever the run did.
     trainer, kernel = replaced(cfg.trainer, accelerator="cpu"), replaced(cfg.kernel, impl="auto")
@@ -62,9 +58,27 @@ def read_run(value: str) -> Source:
         if isinstance(error.__cause__, UserError):
             raise UserError(f"run={value}: {error.__cause__}") from error
         raise
-    check_same_network(net, state, where=str(checkpoint))
+    try:
+        check_same_network(net, state, where=str(checkpoint))
+    except UserError as error:
+        found = str(error).removeprefix("ckpt: ").partition(";")[0]
+        raise UserError(
+            f"run={value}: {found}; give a folder whose config.yaml and checkpoint are of one run"
+        ) from error
     net.load_state_dict(state)
     return Source(folder=folder, cfg=cfg, checkpoint=checkpoint, net=net.eval(), datamodule=datamodule)
+
+
+def _config(path: Path, value: str) -> DictConfig:
+    """Return a run's config; UserError for a file that is none."""
+    try:
+        cfg = OmegaConf.load(path)
+    except Exception as error:
+        raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
+    missing = [key for key in _NEEDED if not isinstance(cfg, DictConfig) or key not in cfg]
+    if missing:
+        raise UserError(f"run={value}: config.yaml has no {missing[0]}; give the folder of a run of train.py")
+    return cfg
 
 
 def _data_here(data: DictConfig) -> DictConfig:

@@ -237,3 +237,21 @@ def test_sums_that_leave_int32_are_refused(bias):
 def test_other_images_are_refused(wrong):
     with pytest.raises(UserError, match="input must be int8 codes"):
         IntegerNet(one_layer(0, 3, 8, 4, 3)).classify(wrong)
+
+
+@pytest.mark.parametrize("images", [1, 9])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_images_of_any_type_are_what_they_are_in_float32(images, dtype):
+    integers = IntegerNet(one_layer(0, 3, 8, 4, 3))
+    x = (4 * torch.randn(images, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert torch.equal(integers.codes_of(x), integers.codes_of(x.float()))
+    assert torch.equal(integers(x), integers(x.float()))
+    assert integers(x).dtype == torch.float32
+
+
+def test_no_images_are_refused():
+    integers = IntegerNet(one_layer(0, 3, 8, 4, 3))
+    with pytest.raises(UserError, match=r"input must be images \[N >= 1, 3, 8, 8\], got torch.float32 \[0, 3, 8, 8\]"):
+        integers(torch.zeros(0, 3, 8, 8))
+    with pytest.raises(UserError, match="input must be int8 codes"):
+        integers.classify(torch.zeros(0, 3, 8, 8, dtype=torch.int8))
