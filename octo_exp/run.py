@@ -148,7 +148,8 @@ def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) ->
     """Fit and test as the config says; return the last value of every logged metric."""
     ckpt = None if cfg.ckpt is None else checkpoint_path("ckpt", cfg.ckpt)
     if ckpt is not None:
-        check_same_network(built.module.net, net_state(ckpt, "ckpt"), where=str(ckpt))
+        remedy = "use the run's own model=, quant= and data="
+        check_same_network(built.module.net, net_state(ckpt, "ckpt"), found=f"ckpt: {ckpt}", remedy=remedy)
     # A graph is a trained network: it may be evaluated as it is; what is quantised after training starts from one.
     given = cfg.quant.name == "native" or (built.after is not None and cfg.init_from is not None)
     if not cfg.train and cfg.test and ckpt is None and not given:

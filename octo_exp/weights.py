@@ -141,15 +141,14 @@ def _head(net: nn.Module) -> str:
     return [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1] + "."
 
 
-def check_same_network(net: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
-    """UserError where a checkpoint was not written by this configuration's network."""
+def check_same_network(net: nn.Module, state: dict[str, Tensor], *, found: str, remedy: str) -> None:
+    """UserError where a checkpoint was not written by this configuration's network; found: the setting and the file."""
     own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
     different = sorted(set(own.items()) ^ set(theirs.items()))
     if different:
         raise UserError(
-            f"ckpt: {where} was made by another model, scheme or data set: it differs in {different[0][0]!r}; "
-            "use the run's own model=, quant= and data="
+            f"{found} was made by another model, scheme or data set: it differs in {different[0][0]!r}; {remedy}"
         )
 
 

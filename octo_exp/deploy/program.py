@@ -96,13 +96,13 @@ class Program:
 
     def __init__(self, net: "IntegerNet") -> None:
         steps = net.steps()
-        self._made_of = [(m, m.weight, m.weight._version) for step, m in steps if isinstance(step.part, ConvSpec)]
+        convs = [(step, module) for step, module in steps if isinstance(step.part, ConvSpec)]
+        self._made_of = [(m._buffers, name, t, t._version) for _, m in convs for name, t in m.named_buffers()]
         places, self._codes = {}, 0
         for name, image in images_of(net.spec).items():
             places[name] = self._codes
             self._codes += _lines(image.size**2 * image.channels)
-        convs = [step for step, _ in steps if isinstance(step.part, ConvSpec)]
-        columns = max(step.gives.size**2 * step.part.weight[0].size for step in convs)
+        columns = max(step.gives.size**2 * step.part.weight[0].size for step, _ in convs)
         scratch, self._codes = self._codes, self._codes + _lines(columns + few_rows.WORD)
         self.table = np.zeros(len(steps), STEP)
         parts: list[np.ndarray] = []
@@ -121,8 +121,8 @@ class Program:
         self._image, self._logit = net.image_constants, (np.float32(net.logit_scale), np.float32(net.logit_zero))
 
     def is_of_now(self) -> bool:
-        """Whether the net's weights are those that were copied, neither moved nor loaded since."""
-        return all(m._buffers["weight"] is w and w._version == version for m, w, version in self._made_of)
+        """Whether the net's constants are those that were copied: neither moved, loaded nor edited since."""
+        return all(buffers[name] is t and t._version == version for buffers, name, t, version in self._made_of)
 
     def __call__(self, x: np.ndarray) -> np.ndarray | None:
         """x [N, C, H, W] float32 -> logits [N, classes] float32; None where `images.quantize` denies a number."""

@@ -58,13 +58,8 @@ def read_run(value: str) -> Source:
         if isinstance(error.__cause__, UserError):
             raise UserError(f"run={value}: {error.__cause__}") from error
         raise
-    try:
-        check_same_network(net, state, where=str(checkpoint))
-    except UserError as error:
-        found = str(error).removeprefix("ckpt: ").partition(";")[0]
-        raise UserError(
-            f"run={value}: {found}; give a folder whose config.yaml and checkpoint are of one run"
-        ) from error
+    remedy = "give a folder whose config.yaml and checkpoint are of one run"
+    check_same_network(net, state, found=f"run={value}: {checkpoint}", remedy=remedy)
     net.load_state_dict(state)
     return Source(folder=folder, cfg=cfg, checkpoint=checkpoint, net=net.eval(), datamodule=datamodule)
 

@@ -60,11 +60,13 @@ def test_images_in_any_order_of_memory():
 
 
 @HAS_IT
-def test_changed_weights_are_seen():
+@pytest.mark.parametrize("name", ["weight", "offset", "value", "shift"])
+def test_changed_constants_are_seen(name):
     spec = one_layer(0, 3, 8, 4, 3)
     integers, x = IntegerNet(spec), images_for(spec, 2)
     before = check(integers, x)
-    integers.layers[0].weight.neg_()
+    constant = getattr(integers.layers[0], name)
+    constant.neg_() if name == "weight" else constant.add_(1 if name == "shift" else 2**15)
     assert not torch.equal(check(integers, x), before)
     integers.load_state_dict(IntegerNet(spec).state_dict(), assign=True)
     assert torch.equal(check(integers, x), before)
