@@ -2,6 +2,8 @@
 
 Nothing of the file runs: the four names stand for small classes of this file that only keep what they are given, and
 any other name is refused before it is looked up. An array is made from its bytes once its type and shape are checked.
+Nothing costs more than a model of the file's length: the zip's directory has a bound, and the pickle is walked (`walk`)
+before it is loaded.
 """
 
 import io
@@ -16,8 +18,13 @@ import numpy as np
 from octo_exp.errors import UserError
 from octo_exp.mcu.layout import from_dict
 from octo_exp.mcu.spec import ModelSpec
+from octo_exp.mcu.walk import check_pickle
 
 DTYPES = ("i1", "i4", "f4")
+# Those of a weight.
+MAX_DIMENSIONS = 4
+# Bytes of a zip's directory; torch.save writes about 70 an entry.
+MAX_DIRECTORY = 2**20
 
 
 class _Latin1:
@@ -56,7 +63,10 @@ class _Array:
         if type(dtype) is not _Dtype or type(self.data) is not bytes:
             raise UserError("it holds an array without type or bytes")
         self.code, self.order = dtype.code, "F" if is_fortran else "C"
-        sizes_ok = type(self.shape) is tuple and all(type(n) is int and n >= 0 for n in self.shape)
+        # The product of many sizes would be a number of as many digits.
+        if type(self.shape) is not tuple or len(self.shape) > MAX_DIMENSIONS:
+            raise UserError(f"it holds an array of more than {MAX_DIMENSIONS} dimensions")
+        sizes_ok = all(type(n) is int and n >= 0 for n in self.shape)
         if not sizes_ok or math.prod(self.shape) * int(self.code[1]) != len(self.data):
             raise UserError("it holds an array whose bytes do not fill its shape")
 
@@ -91,14 +101,32 @@ class _Unpickler(pickle.Unpickler):
         return GLOBALS[module, name]
 
 
+class _File(io.BufferedReader):
+    """A file that never makes room for more than it has, and refuses to give more than `limit` bytes at once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.length, self.limit = path.stat().st_size, MAX_DIRECTORY
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes; UserError where they are more than the limit."""
+        left = max(0, self.length - self.tell())
+        size = left if size is None or size < 0 else min(size, left)
+        if size > self.limit:
+            raise UserError(f"its zip's directory takes {size} bytes, a model's two entries take some hundred")
+        return super().read(size)
+
+
 def _pickle_bytes(path: Path) -> bytes:
-    with zipfile.ZipFile(path) as archive:
+    # zipfile reads the directory first, in one piece, and holds it many times over.
+    with _File(path) as file, zipfile.ZipFile(file) as archive:
         entries = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"]
         if len(entries) != 1:
             raise UserError(f"the zip holds {len(entries)} entries data.pkl, not one")
         # torch.save stores; what is compressed could be of any size.
         if entries[0].compress_type != zipfile.ZIP_STORED:
             raise UserError("its data.pkl is compressed, torch.save stores it")
+        file.limit = file.length
         return archive.read(entries[0])
 
 
@@ -117,6 +145,8 @@ def read_model(path: str | Path) -> ModelSpec:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the .pkl of a model")
     try:
-        return from_dict(_Unpickler(io.BytesIO(_pickle_bytes(path))).load())
+        data = _pickle_bytes(path)
+        check_pickle(data, GLOBALS)
+        return from_dict(_Unpickler(io.BytesIO(data)).load())
     except Exception as error:
         raise UserError(f"{path} is not a model: {_reason(error)}; export it again or give another file") from error
