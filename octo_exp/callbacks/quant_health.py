@@ -1,5 +1,6 @@
 """How well the operands survive quantisation, layer by layer, while training."""
 
+import math
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ class QuantHealth(Callback):
 
     def _remember_worst(self, numbers: dict[str, float]) -> None:
         for key, value in numbers.items():
-            if key.endswith("/g_cosine") and (self.worst is None or value < self.worst[0]):
+            # A NaN would stay the worst for good.
+            if key.endswith("/g_cosine") and value < (math.inf if self.worst is None else self.worst[0]):
                 self.worst = (value, key.split("/")[1])
 
     @property

@@ -161,7 +161,8 @@ def _relu_bits(y, bits):
     for i in range(rows):
         row, mask = y[i], bits[i]
         for c in range(channels):
-            positive[c] = row[c] > _ZERO
+            # A NaN's gradient passes, as in torch.
+            positive[c] = not row[c] <= _ZERO
         for b in range(padded // 8):
             mask[b] = np.uint8((eights[b] * _GATHER) >> np.uint64(56))
         for c in range(channels):
@@ -171,7 +172,7 @@ def _relu_bits(y, bits):
 
 @njit(**OUTER)
 def finish_relu(acc, scale, offset, y, bits):
-    """As `finish`, then ReLU; bits [M, ceil(C/8)] uint8: which outputs are positive, lowest bit first."""
+    """As `finish`, then ReLU; bits [M, ceil(C/8)] uint8: which outputs are not 0, lowest bit first."""
     rows = max(1, BLOCK // max(1, acc.shape[1]))
     for b in prange((acc.shape[0] + rows - 1) // rows):
         start, stop = b * rows, min(acc.shape[0], b * rows + rows)
@@ -196,7 +197,7 @@ def _finish_pool(acc, scale, offset, first, y, index, k, width, relu):
                 where[c] = np.int8(tap) if taken else where[c]
         if relu:
             for c in range(channels):
-                where[c] = where[c] if best[c] > _ZERO else dead
+                where[c] = dead if best[c] <= _ZERO else where[c]
                 best[c] = _ZERO if best[c] < _ZERO else best[c]
 
 

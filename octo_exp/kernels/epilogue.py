@@ -43,6 +43,11 @@ def unpack_bits(bits: Tensor, channels: int) -> Tensor:
     return (bits.unsqueeze(-1) >> shifts & 1).flatten(-2)[..., :channels].bool()
 
 
+def passes(y: Tensor) -> Tensor:
+    """Bool, of y's shape: where ReLU lets a gradient through. At a NaN, as torch does: it must not become a plain 0."""
+    return ~(y <= 0)
+
+
 def _rows(t: Tensor) -> Tensor:
     return t.permute(0, 2, 3, 1) if t.dim() == 4 else t
 
@@ -51,13 +56,13 @@ def activate(y: Tensor, epilogue: Epilogue) -> tuple[Tensor, Tensor | None]:
     """See `fused.activate`."""
     k = epilogue.pool
     if k == 1:
-        return (F.relu(y), pack_bits(_rows(y > 0))) if epilogue.relu else (y, None)
+        return (F.relu(y), pack_bits(_rows(passes(y)))) if epilogue.relu else (y, None)
     n, c, h, w = y.shape
     windows = y[:, :, : h // k * k, : w // k * k].reshape(n, c, h // k, k, w // k, k).transpose(3, 4).flatten(4, 5)
     peak, index = windows.max(4)
     index = index.to(torch.int8)
     if epilogue.relu:
-        index = torch.where(peak > 0, index, torch.full_like(index, epilogue.dead))
+        index = torch.where(passes(peak), index, torch.full_like(index, epilogue.dead))
         peak = F.relu(peak)
     return peak.contiguous(memory_format=torch.channels_last), _rows(index).contiguous()
 

@@ -32,7 +32,7 @@ def _activated(y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None
     if steps is None:
         return y, None
     if _is_relu_alone(steps):
-        return y, epilogue.pack_bits((y.permute(0, 2, 3, 1) if y.dim() == 4 else y) > 0)
+        return y, epilogue.pack_bits(epilogue.passes(y.permute(0, 2, 3, 1) if y.dim() == 4 else y))
     return epilogue.activate(y, steps)
 
 

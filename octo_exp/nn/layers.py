@@ -89,7 +89,8 @@ class QuantLayer(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         xq = None if self.quantizer_x is None else self.quantizer_x(x.detach())
-        wq = None if self.quantizer_w is None else self.quantizer_w(self.weight.detach())
+        step = None if xq is None else xq.scale
+        wq = None if self.quantizer_w is None else self.quantizer_w(self.weight.detach(), step=step)
         for operand, t, q in (("x", x, xq), ("w", self.weight, wq)):
             if self.observer is not None and q is not None and self.training:
                 self.observer(self, operand, t.detach(), q)

@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from octo_exp.errors import UserError
 from octo_exp.progress import with_progress
+from octo_exp.ptq.ops import place
 
 # Values kept of a tensor, 512 KiB of float32 with their keys.
 SAMPLES = 2**16
@@ -26,13 +27,18 @@ class Observed:
         self.values, self.keys = torch.empty(0), torch.empty(0)
         self.generator = torch.Generator().manual_seed(0)
 
-    def update(self, t: Tensor) -> None:
-        """Take in the values of a tensor of any shape."""
-        values = t.detach().float().cpu().flatten().clamp(*self.bounds)
-        low, high = (float(v) for v in torch.aminmax(values))
+    def update(self, t: Tensor) -> bool:
+        """Take in the values of a tensor of any shape; return whether all are finite, else none is taken."""
+        values = t.detach().float().cpu().flatten()
+        # Before the bounds, which would make a number of an infinity.
+        ends = torch.stack(torch.aminmax(values))
+        if not bool(ends.isfinite().all()):
+            return False
+        low, high = ends.clamp(*self.bounds).tolist()
         self.low, self.high = min(self.low, low), max(self.high, high)
         if self.wants_sample:
-            self._draw(values)
+            self._draw(values.clamp(*self.bounds))
+        return True
 
     def _draw(self, values: Tensor) -> None:
         keys = torch.rand(len(values), generator=self.generator)
@@ -52,13 +58,21 @@ class _Watch(Interpreter):
     def __init__(self, net: GraphModule, observed: dict[str, Observed]) -> None:
         super().__init__(net)
         self.observed = observed
+        # Where, in order.
+        self.not_finite: list[str] = []
 
     def run_node(self, n: Node) -> Any:
         """Run a node and look at what it makes."""
         value = super().run_node(n)
-        if n.name in self.observed:
-            self.observed[n.name].update(value)
+        if n.name in self.observed and not self.observed[n.name].update(value):
+            self.not_finite.append("images hold" if n.op == "placeholder" else f"layer {place(n)} makes")
         return value
+
+    def check(self) -> None:
+        """Raise UserError where a tensor was not finite: not inside `run`, which adds lines to what is raised there."""
+        if self.not_finite:
+            where = self.not_finite[0]
+            raise UserError(f"calibration: {where} values that are not finite; check images and weights")
 
 
 def observe(
@@ -66,7 +80,7 @@ def observe(
 ) -> dict[str, Observed]:
     """Return what the named tensors held within their bounds, over all batches [B, C, S, S].
 
-    UserError where a tensor has a value that is not finite, or a batch does not fit.
+    UserError where a tensor has a value that is not finite (its layer is named), or a batch does not fit.
     """
     observed = {name: Observed(bounds, sample=sample) for name, bounds in tensors.items()}
     watch, device = _Watch(net, observed), next(net.parameters(), torch.empty(0)).device
@@ -76,7 +90,5 @@ def observe(
                 watch.run(batch.to(device))
             except RuntimeError as error:
                 raise UserError(f"a calibration batch {list(batch.shape)} does not fit the network") from error
-    for name, seen in observed.items():
-        if not -float("inf") < seen.low <= seen.high < float("inf"):
-            raise UserError(f"calibration: tensor {name} holds values that are not finite; check images and weights")
+            watch.check()
     return observed

@@ -103,9 +103,14 @@ class Clipper(nn.Module):
         return lower, torch.maximum(torch.minimum(bound, high.clamp(min=0.0)), low)
 
     def learn(self, t: Tensor, q: Tensor, scale: Tensor, q_max: int) -> None:
-        """Step log rho against d log E / d log rho (clamped to +-2, rho to (0, 1]) and keep this step's maximum."""
+        """Step log rho against d log E / d log rho (clamped to +-2, rho to (0, 1]) and keep this step's maximum.
+
+        A maximum that is not finite leaves both as they are.
+        """
         if self.spec.form != "learned":
             return
+        peak = t.abs().max()
         gradient = range_log_gradient(t, q, scale * q_max, q_max).clamp(-2.0, 2.0).nan_to_num(0.0)
+        gradient = torch.where(peak.isfinite(), gradient, 0.0)
         self.log_rho.sub_(self.spec.learning_rate * gradient).clamp_(-8.0, 0.0)
-        self.last_max.copy_(t.abs().max())
+        self.last_max.copy_(torch.where(peak.isfinite(), peak, self.last_max))

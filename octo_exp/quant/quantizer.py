@@ -9,7 +9,7 @@ from octo_exp.errors import UserError
 from octo_exp.kernels.fused import quantize
 from octo_exp.quant.clipping import Clipper, Clipping
 from octo_exp.quant.qtensor import QTensor
-from octo_exp.quant.ranges import Statistics, code_limits, scale_zero_point, tensor_range
+from octo_exp.quant.ranges import Statistics, code_limits, finite_or_nan, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
 
 CHOICES = {
@@ -82,12 +82,13 @@ class Quantizer(nn.Module):
             self.register_buffer(name, torch.tensor(0.0), persistent=self.tracks)
         self.clipper: Clipper | None = None if clip is None else clip.build()
 
-    def forward(self, t: Tensor, numel: int | None = None) -> QTensor:
+    def forward(self, t: Tensor, numel: int | None = None, *, step: Tensor | None = None) -> QTensor:
         """Quantise t (float32) to int8 codes; raises UserError where evaluation finds no stored range.
 
         numel: the elements that t stands for, where it leaves out zeros (a pooled gradient); t.numel() if None.
+        step: a scalar that is finite where the step is, as far as is known; else nothing of t is stored.
         """
-        low, high = self._range(t)
+        low, high = self._range(t, step)
         bounds: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.clipper is not None:
             bounds = low, high = self.clipper.bounds(t, low, high, numel)
@@ -126,7 +127,7 @@ class Quantizer(nn.Module):
         low, high = (self.q_min - zero - 0.5) * q.scale, (self.q_max - zero + 0.5) * q.scale
         return (t >= low) & (t <= high)
 
-    def _range(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _range(self, t: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
         statistics = Statistics(self.low, self.high, self.count)
         if self.stored and not self.training:
             if not bool(self.count > 0):
@@ -138,7 +139,9 @@ class Quantizer(nn.Module):
         low, high = tensor_range(t.detach(), self.channel_dim)
         if not self.tracks or not self.training:
             return low, high
-        first = not bool(self.count > 0)
-        used = (low, high) if first or self.spec.range == "dynamic" else (self.low.clone(), self.high.clone())
-        statistics.update(low, high, self.spec.momentum)
+        used = low, high = finite_or_nan(low, high)
+        if self.spec.range == "hindsight" and bool(self.count > 0):
+            # A tensor that is not finite is not made so by clipping: its step, and what is stored behind it, would be.
+            used = torch.where(low.isnan(), low, self.low), torch.where(high.isnan(), high, self.high)
+        statistics.update(low, high, self.spec.momentum, step)
         return used

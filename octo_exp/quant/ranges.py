@@ -5,6 +5,7 @@ Asymmetric: the range is first extended to contain 0; s = (high - low) / (2^b - 
 [-2^(b-1), 2^(b-1) - 1]; real 0 is then an integer, so padding with z is exact.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,15 @@ def tensor_range(t: Tensor, channel_dim: int | None = None) -> tuple[Tensor, Ten
     return t.amin(others, keepdim=True), t.amax(others, keepdim=True)
 
 
+def finite_or_nan(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """A range (low, high), as NaN where either end is not finite: its tensor's codes then mean nothing anywhere.
+
+    With a scale of infinity some products would be infinite, and ReLU would make finite zeros of them.
+    """
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    return torch.where(finite, low, math.nan), torch.where(finite, high, math.nan)
+
+
 def scale_zero_point(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor | None]:
     """Range -> (scale float32, zero point int32 or None); equations in the module's docstring."""
     q_min, q_max = code_limits(bits, symmetric=symmetric)
@@ -53,9 +63,15 @@ class Statistics:
     high: Tensor
     count: Tensor
 
-    def update(self, low: Tensor, high: Tensor, momentum: float) -> None:
-        """r <- momentum * r + (1 - momentum) * r_t; the first observation is taken whole."""
+    def update(self, low: Tensor, high: Tensor, momentum: float, step: Tensor | None = None) -> None:
+        """r <- momentum * r + (1 - momentum) * r_t; the first observation is taken whole, none that is not finite.
+
+        step: a scalar of the same step; where it is not finite, the observation counts as such.
+        """
         keep = torch.where(self.count > 0, momentum, 0.0)
-        self.low.mul_(keep).add_((1 - keep) * low)
-        self.high.mul_(keep).add_((1 - keep) * high)
-        self.count.add_(1)
+        new_low, new_high = (keep * r + (1 - keep) * r_t for r, r_t in ((self.low, low), (self.high, high)))
+        taken = torch.isfinite(new_low) & torch.isfinite(new_high)
+        taken = taken if step is None else taken & torch.isfinite(step)
+        self.low.copy_(torch.where(taken, new_low, self.low))
+        self.high.copy_(torch.where(taken, new_high, self.high))
+        self.count.add_(taken)

@@ -56,3 +56,10 @@ def test_the_probe_opens_on_its_steps_closes_after_them_and_keeps_the_worst():
     cosines = [numbers["quant/0/g_cosine"] for numbers in logged.values()]
     assert cosines[0] != cosines[1]
     assert callback.results == {"quant/min_g_cosine": min(cosines), "quant/min_g_cosine_layer": "0"}
+
+
+def test_a_step_that_is_not_finite_is_not_the_worst():
+    callback = QuantHealth(every_n_steps=1)
+    for value in (float("nan"), 0.5, float("nan"), 0.25, 0.75):
+        callback._remember_worst({"quant/a/g_cosine": value})
+    assert callback.results == {"quant/min_g_cosine": 0.25, "quant/min_g_cosine_layer": "a"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.kernels import epilogue
+from octo_exp.kernels import epilogue, fused
 from octo_exp.kernels.epilogue import Epilogue, pack_bits, unpack_bits
 
 CHANNELS = (1, 7, 8, 16, 63, 65)
@@ -91,6 +91,18 @@ def test_nan_passes():
         out = epilogue.activate(y, Epilogue(relu=relu, pool=pool))[0]
         assert torch.equal(out.isnan(), modules(Epilogue(relu=relu, pool=pool))(y).isnan())
         assert out.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("steps", [Epilogue(relu=True), Epilogue(relu=True, pool=2)], ids=str)
+def test_the_gradient_passes_at_nan_as_in_torch(impl, steps):
+    y = torch.tensor([[[[-1.0, float("nan")], [-3.0, 0.0]]]], requires_grad=True)
+    (wanted,) = torch.autograd.grad(modules(steps)(y).sum(), y)
+    out, mask = fused.activate(y.detach(), steps, impl=impl)
+    g = fused.mask_gradient(torch.ones_like(out), mask, steps, impl=impl)
+    g = g if steps.pool == 1 else fused.spread(g, mask, steps, (2, 2), impl=impl)
+    assert torch.equal(g, wanted)
+    assert g[0, 0, 0, 1] == 1
 
 
 def test_masks_and_outputs_have_their_types_and_layouts():

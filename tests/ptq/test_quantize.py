@@ -129,13 +129,31 @@ def test_a_trained_network_keeps_its_accuracy(digits, activations, per_channel):
         ([torch.rand(2, 3, 32, 32)], "do not fit"),
         ([torch.rand(2, 1, 32, 32), torch.rand(2, 1, 30, 30)], "does not fit"),
         ([torch.full((2, 1, 32, 32), float("nan"))], "not finite"),
-        ([torch.rand(2, 1, 32, 32), torch.full((2, 1, 32, 32), float("inf"))], "not finite"),
+        (
+            [torch.rand(2, 1, 32, 32), torch.full((2, 1, 32, 32), float("inf"))],
+            "images hold values that are not finite",
+        ),
+        (
+            [torch.rand(2, 1, 32, 32), torch.full((2, 1, 32, 32), float("nan"))],
+            "images hold values that are not finite",
+        ),
     ],
 )
 def test_images_that_cannot_calibrate_are_refused(images, message):
     with pytest.raises(UserError, match=message) as caught:
         quantize_network(model("lenet5", channels=1, norm="none"), images, **SETTINGS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", [-2.0, 2.0])
+@pytest.mark.parametrize("activations", ["absmax", "percentile", "mse"])
+def test_a_layer_that_overflows_is_named(activations, weight):
+    # ReLU6 would make 0 or 6 of an infinity.
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU6(), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(72, 3)).eval()
+    nn.init.constant_(net[0].weight, weight)
+    batches = [torch.rand(2, 1, 8, 8), torch.full((1, 1, 8, 8), 3e38), torch.rand(2, 1, 8, 8)]
+    with pytest.raises(UserError, match="calibration: layer 0 makes values that are not finite"):
+        quantize_network(net, batches, **{**SETTINGS, "activations": activations})
 
 
 def test_settings_are_checked_before_anything_runs():
