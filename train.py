@@ -7,9 +7,13 @@ import hydra
 from omegaconf import DictConfig
 
 from octo_exp import cli
+from octo_exp.base.homes import settle_matplotlib, settle_temporary
 
 
 def _run(cfg: DictConfig) -> Any:
+    # Torch wants a folder for temporary files, and torchmetrics imports matplotlib.
+    settle_temporary(Path(cfg.save_dir))
+    settle_matplotlib()
     # Lightning and torch take seconds to import: only once the config is known to be right.
     from octo_exp.run import run
 

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from octo_exp.errors import UserError
+from octo_exp.base.files import make_folder_of, whole_file
+from octo_exp.base.homes import settle_matplotlib
 from octo_exp.hw import ROLES, CostReport, MemoryReport
 
 # Readable for the color blind (Okabe and Ito): the three roles, the vector unit, waiting.
@@ -34,6 +35,7 @@ _BAR = 24
 _COLUMNS = 3
 # Bars in a panel; the smallest of a deeper network share one.
 _SHOWN = 24
+_REMEDY = "choose another output folder"
 
 
 def layer_parts(report: CostReport) -> dict[str, dict[str, int]]:
@@ -80,6 +82,7 @@ def save_cost_figure(path: Path, reports: Mapping[str, CostReport], memory: Memo
         UserError: the file cannot be written.
 
     """
+    settle_matplotlib()
     from matplotlib.figure import Figure
 
     panels = len(reports) + (memory is not None)
@@ -94,11 +97,13 @@ def save_cost_figure(path: Path, reports: Mapping[str, CostReport], memory: Memo
         _draw_memory(axes[len(reports)], memory)
     for axis in axes[panels:]:
         axis.set_visible(False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another output folder") from error
+    make_folder_of(path, remedy=_REMEDY)
+    _save(figure, path, dpi=110)
+
+
+def _save(figure: Any, path: Path, *, dpi: int) -> None:
+    with whole_file(path, remedy=_REMEDY) as file:
+        figure.savefig(file, dpi=dpi, format="png")
 
 
 def _largest(layers: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
@@ -147,8 +152,9 @@ def save_compression_figure(path: Path, rows: Sequence[Mapping[str, Any]], pairs
     """A panel for each quantity of `pairs`, with a bar for each layer before and after; rows end with their total.
 
     rows: `layer` and for each quantity q `q_before` and `q_after`, None where it is not known; names that end in _bytes
-    are shown in KiB.
+    are shown in KiB. UserError where the file cannot be written.
     """
+    settle_matplotlib()
     from matplotlib.figure import Figure
 
     layers, total = rows[:-1], rows[-1]
@@ -170,4 +176,4 @@ def save_compression_figure(path: Path, rows: Sequence[Mapping[str, Any]], pairs
     axes.invert_yaxis()
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
+    _save(figure, path, dpi=150)

@@ -7,7 +7,6 @@ those of `sweeps/dse.py`, whose first objective counts; by default batch 4, arra
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from octo_exp.bench.command import keep
 from octo_exp.bench.subjects import CONF
 from octo_exp.errors import UserError
 from octo_exp.hw.search.genetic import Genetic
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     show(result, Console())
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
+        return keep(options.json, result)
     return 0
 
 

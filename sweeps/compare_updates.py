@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from octo_exp.base.files import write_json
 from octo_exp.errors import UserError
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -221,13 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             run = runner(options.folder, others, jobs=jobs, progress=progress)
             rows = study(run, sets=sets or ["flowers5_32"], rules=rules, rates=rates, seeds=range(seeds))
+        console = Console() if sys.stdout.isatty() else Console(width=200)
+        show(rows, console)
+        path = options.folder / "compare_updates.json"
+        write_json(path, {"overrides": others, "rows": rows}, remedy="give another --folder")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    show(rows, console)
-    path = options.folder / "compare_updates.json"
-    path.write_text(json.dumps({"overrides": others, "rows": rows}, indent=2) + "\n")
     console.print(f"The runs lie in {options.folder}, the figures in {path}.", soft_wrap=True, highlight=False)
     return 0
 

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from octo_exp import cli
+from octo_exp.base.files import clean
+from octo_exp.base.homes import settle_matplotlib
 from octo_exp.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def search_machines(cfg: DictConfig) -> dict[str, Any]:
 
     config = _request(cfg)
     folder = Path(cfg.save_dir)
+    clean(folder)
     store = Store(folder / STATE_FILE, every_s=_SAVED_EVERY_S, facts={"config": json.dumps(config)})
     with _configuration():
         finished = dse_report.read(folder)
@@ -142,6 +145,8 @@ def build_problem(cfg: DictConfig) -> "Problem":
 
 def _workload(cfg: DictConfig) -> "Workload":
     """Trace the quantised net's training step; no data is read."""
+    # Torchmetrics imports matplotlib.
+    settle_matplotlib()
     from octo_exp.assemble import quantize_net
     from octo_exp.quant.rounding import Clock
     from octo_exp.trace import optimizer_cost, trace

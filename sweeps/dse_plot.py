@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from octo_exp.base.files import whole_file
 from octo_exp.hw.search.axes import CATEGORICAL
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def draw(path: Path, problem: "Problem", archive: "Archive", front: "Archive") -
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, markerscale=1.5)
     figure.suptitle(f"{archive.evaluated:,} designs around {problem.space.base.name}")
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _columns(problem: "Problem", archive: "Archive", front: "Archive") -> Any:

@@ -1,8 +1,8 @@
 """What a search of machines leaves behind: CSV files, dse.json, a plot, files for SCALE-Sim, and a table."""
 
-import csv
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from octo_exp.base.files import write_csv, write_json
+from octo_exp.base.homes import settle_matplotlib
 from octo_exp.errors import UserError
 from octo_exp.hw.scalesim import write_config, write_topology
 
@@ -45,14 +47,15 @@ def write(
     seconds: float,
 ) -> dict[str, Any]:
     """Write all files, dse.json last; return its content."""
+    settle_matplotlib()
     # Matplotlib takes a while to import.
     from sweeps.dse_plot import draw
 
     best, front = archive.best(archive.limit), archive.front()
     if not archive.is_complete:
         best = archive.best(config["top"])
-    _write_csv(folder / "points.csv", problem.columns(best))
-    _write_csv(folder / "pareto.csv", problem.columns(front))
+    write_csv(folder / "points.csv", _table(problem.columns(best)))
+    write_csv(folder / "pareto.csv", _table(problem.columns(front)))
     notes = _write_scalesim(folder, problem, int(best.points[0]))
     draw(folder / "pareto.png", problem, archive, front)
     content = {
@@ -72,9 +75,7 @@ def write(
         "notes": notes,
         "config": config,
     }
-    partial = folder / f".{FILE}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
+    write_json(folder / FILE, content)
     return content
 
 
@@ -125,14 +126,8 @@ def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _write_csv(path: Path, columns: Mapping[str, list[Any]]) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+def _table(columns: Mapping[str, list[Any]]) -> Iterator[Sequence[Any]]:
+    return itertools.chain([tuple(columns)], zip(*columns.values(), strict=True))
 
 
 def _write_scalesim(folder: Path, problem: "Problem", point: int) -> list[str]:
@@ -146,5 +141,7 @@ def _write_scalesim(folder: Path, problem: "Problem", point: int) -> list[str]:
         try:
             job(folder / name)
         except UserError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
             notes.append(f"no {name}: {error}")
     return notes

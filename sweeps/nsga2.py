@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from octo_exp.base.files import write_text
 from octo_exp.errors import UserError
 from octo_exp.hw.search.archive import Archive
 from octo_exp.hw.search.scan import Problem
@@ -66,7 +67,7 @@ class Nsga2:
         self.archive = self.archive.plus(points[new], costs[new])
         self.spent += len(trials)
         if self.spent == self.budget:
-            self._path.write_text("".join(self._lines), encoding="utf-8")
+            write_text(self._path, "".join(self._lines))
 
     def state(self) -> State:
         """Return the archive, the number of trials, and the journal as bytes."""

@@ -67,5 +67,5 @@ def test_the_smallest_layers_of_a_deep_network_share_a_bar(tmp_path, monkeypatch
 
 def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*cost.png"):
+    with pytest.raises(UserError, match=r"cost\.png cannot be written: .*; choose another output folder$"):
         save_cost_figure(tmp_path / "file" / "cost.png", {"a": report()}, None)

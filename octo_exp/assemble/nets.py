@@ -1,9 +1,7 @@
 """The network of a config: float under a scheme, or an int8 graph, with the weights it starts from."""
 
 import logging
-import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from octo_exp.assemble.config import choice
+from octo_exp.base.caches import cache_folder
 from octo_exp.errors import UserError
 from octo_exp.mcu.layers import McuConv2d
 from octo_exp.mcu.spec import ModelSpec
@@ -113,7 +112,7 @@ def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None, *, 
 def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:
     """Measure (once a machine, with a progress bar) where int8 pays, and log what stays float."""
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octo_exp" / "speed_guard.json"
+    cache = cache_folder() / "speed_guard.json"
     progress = partial(with_progress, title="speed guard")
     guard = Guard(batch_size=batch_size, cache=cache, device=device, progress=progress)
     verdict = guard.verdict(net.to(device), scheme, impl=impl, input_shape=input_shape)

@@ -13,9 +13,9 @@ from rich.progress import Progress
 from torch import nn
 
 from octo_exp.assemble.config import choice
-from octo_exp.data.cache import cache_dir
+from octo_exp.base.caches import cache_folder
+from octo_exp.base.files import write_text
 from octo_exp.errors import UserError
-from octo_exp.mcu.writer import write_atomically
 from octo_exp.update.rule import UpdateRule
 
 log = logging.getLogger(__name__)
@@ -58,11 +58,11 @@ def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule
         val_batches=_normalised(datamodule, datamodule.val_dataloader()),
         budget_kb=rule.budget_kb,
         settings=rule.search,
-        cache=cache_dir() / "contributions",
+        cache=cache_folder() / "contributions",
         progress=_bar,
     )
     text = found.yaml(model=choice("model", cfg), base=choice("update", cfg))
-    write_atomically(Path(cfg.save_dir) / SCHEME_FILE, text.encode())
+    write_text(Path(cfg.save_dir) / SCHEME_FILE, text)
     log.info("scheme found for %g KB:\n%s", rule.budget_kb, text)
     return replace(rule, sparse=found.scheme, budget_kb=None)
 

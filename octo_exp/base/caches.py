@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from octo_exp.base.files import write_json
+from octo_exp.base.files import clean, expanded, write_json
 from octo_exp.base.lock import hold
 from octo_exp.errors import UserError
 
@@ -19,9 +19,13 @@ def cache_folder() -> Path:
     """`OCTO_CACHE_DIR`, else `$XDG_CACHE_HOME/octo_exp`, else `~/.cache/octo_exp`; it may be missing or read-only."""
     chosen = os.environ.get("OCTO_CACHE_DIR")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path(os.path.expanduser("~")) / ".cache") / "octo_exp"
+    if base:
+        return Path(base) / "octo_exp"
+    home = expanded("~")
+    # Where the system knows no home, ~ would be a folder of that name: here nothing can be made.
+    return (home / ".cache" if home.is_absolute() else Path(os.devnull)) / "octo_exp"
 
 
 def writable(folder: Path) -> bool:
@@ -39,13 +43,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a cache's file; nothing where there is none, or where it is damaged, which is logged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s is not readable (%s) and is made anew", path, error)
+    except PermissionError as error:
+        cannot_keep(path.parent, error)
         return {}
-    if not isinstance(content, dict):
-        log.warning("%s holds no mapping and is made anew", path)
+    # What lies too deep for the reader raises RecursionError.
+    except (OSError, ValueError, RecursionError) as error:
+        say_once(path, "%s is not readable (%s) and is made anew", path, error)
         return {}
     return content
 
@@ -58,19 +65,28 @@ def add_json(path: Path, entries: Mapping[str, Any]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold(path.parent, what="cache", wait=lambda owner: None):
+            clean(path.parent)
             write_json(path, {**read_json(path), **entries})
     except (OSError, UserError) as error:
-        _say_once(path.parent, str(error))
+        cannot_keep(path.parent, error)
         return False
+    _told.discard(path)
     return True
 
 
-_told: set[Path] = set()
+def cannot_keep(folder: Path, error: Exception) -> None:
+    """Log, once a folder and in one line, that a cache cannot be written there."""
+    reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
+    remedy = "set OCTO_CACHE_DIR to a folder that can be written"
+    say_once(folder, "nothing can be remembered in %s (%s); %s", folder, text, remedy)
 
 
-def _say_once(folder: Path, reason: str) -> None:
-    if folder not in _told:
-        _told.add(folder)
-        log.warning(
-            "nothing can be remembered in %s (%s); set OCTO_CACHE_DIR to a folder that can be written", folder, reason
-        )
+def say_once(about: Path | str, message: str, *arguments: object) -> None:
+    """Log a warning, unless one about the same thing was logged by this process."""
+    if about not in _told:
+        _told.add(about)
+        log.warning(message, *arguments)
+
+
+_told: set[Path | str] = set()

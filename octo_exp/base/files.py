@@ -1,20 +1,23 @@
 """Files that are whole or not there: one writer for everything that a run, a search, an export or a cache leaves."""
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import math
 import os
 import secrets
+import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from octo_exp.errors import UserError
 
-# The end of a temporary file's name: `.<name>.<host>~<process id>~<random>.partial`.
+# The end of a temporary name, as `temporary_name` makes it, of what nobody needs when its process is gone.
 PARTIAL = ".partial"
 # What other hosts left may still be written by them.
 _OLD_SECONDS = 24 * 3600.0
@@ -32,7 +35,7 @@ def whole_file(path: str | Path, *, remedy: str = "choose another folder") -> It
 
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}{PARTIAL}")
+    partial = path.with_name(temporary_name(path.name))
     try:
         # O_EXCL and 0666: nobody else's file, with the permissions that the user's umask gives to new ones.
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
@@ -41,12 +44,20 @@ def whole_file(path: str | Path, *, remedy: str = "choose another folder") -> It
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error, remedy) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)
+
+
+def make_folder_of(path: str | Path, *, remedy: str = "choose another folder") -> None:
+    """Make the folder that a file lies in, where it is missing. UserError as for `whole_file`."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error, remedy) from error
 
 
 def write_bytes(path: str | Path, data: bytes, *, remedy: str = "choose another folder") -> None:
@@ -70,6 +81,13 @@ def write_json(path: str | Path, content: Any, *, remedy: str = "choose another 
     write_text(path, strict_json(content), remedy=remedy)
 
 
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]], *, remedy: str = "choose another folder") -> None:
+    """Write a table, the columns' names first, whole or not at all. UserError as for `whole_file`."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue(), remedy=remedy)
+
+
 def strict_json(content: Any) -> str:
     """Return JSON text that every reader takes; UserError naming the first key whose number is not finite."""
     where = _not_finite(content, "")
@@ -85,33 +103,49 @@ def unwritable(path: str | Path, error: OSError, remedy: str) -> UserError:
     return UserError(f"{path} cannot be written: {error.strerror or error}; {remedy}")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return the path with ~ read as the user's home; as it was typed where the system knows none."""
+    # `Path.expanduser` raises there.
+    return Path(os.path.expanduser(path))
+
+
+def temporary_name(name: str, end: str = PARTIAL) -> str:
+    """Return a name of its own for what becomes `name`, which says whose it is: `.<name>.<host>~<process>~<random>`."""
+    return f".{name}.{_host()}~{os.getpid()}~{secrets.token_hex(4)}{end}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
 def is_leftover(name: str) -> bool:
-    """Whether a file's name is that of a temporary file of this module."""
+    """Whether a name is that of a temporary file or folder of this project."""
     return name.startswith(".") and name.endswith(PARTIAL)
 
 
-def clean(folder: str | Path) -> list[Path]:
+def clean(folder: str | Path, pattern: str = "*") -> list[Path]:
     """Remove what killed processes left unfinished in a folder (not below it); return what was removed.
 
-    A temporary file is kept while the process that writes it lives; one of another host is kept for a day.
+    What is temporary stays while the process that makes it lives; of another host, for a day.
     """
     removed = []
     with contextlib.suppress(OSError):
-        for path in sorted(Path(folder).iterdir()):
-            if is_leftover(path.name) and _abandoned(path):
+        for path in sorted(Path(folder).glob(pattern)):
+            if is_leftover(path.name) and abandoned(path):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                     removed.append(path)
     return removed
 
 
-def _abandoned(path: Path) -> bool:
-    host, _, rest = path.name.removesuffix(PARTIAL).rpartition(".")[2].partition("~")
+def abandoned(path: Path) -> bool:
+    """Whether nobody works on what has a temporary name any more."""
+    host, _, rest = path.stem.rpartition(".")[2].partition("~")
     owner = rest.partition("~")[0]
     if not owner.isdigit():
         # Older versions of this project named no process.
         return True
-    if host == socket.gethostname():
+    if host == _host():
         return not alive(int(owner))
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime > _OLD_SECONDS
@@ -129,7 +163,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the renaming last; where folders cannot be opened (Windows, some network drives) the system decides."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from octo_exp.base.files import write_text
 from octo_exp.errors import UserError
 
 
@@ -48,5 +49,14 @@ def report(
     console = Console()
     show(result, console if console.is_terminal else Console(width=120))
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1))
+        return keep(options.json, result)
+    return 0
+
+
+def keep(path: Path, result: dict[str, Any]) -> int:
+    """Write what was measured as JSON; return the exit code."""
+    try:
+        write_text(path, json.dumps(result, indent=1), remedy="give another --json")
+    except UserError as error:
+        return failed(error)
     return 0

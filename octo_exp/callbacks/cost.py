@@ -1,6 +1,5 @@
 """Prices the training step on every hardware profile, once, before the first batch."""
 
-import csv
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
+from octo_exp.base.files import make_folder_of, write_csv
 from octo_exp.errors import UserError
 from octo_exp.hw import (
     CostReport,
@@ -177,11 +177,6 @@ def _table(
 
 
 def _write_csv(path: Path, columns: Sequence[str], table: Sequence[Sequence[Cell]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(table)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another output folder") from error
+    remedy = "choose another output folder"
+    make_folder_of(path, remedy=remedy)
+    write_csv(path, [columns, *table], remedy=remedy)

@@ -1,7 +1,6 @@
 """Memory of a training step: what autograd keeps for the backward pass, by layer, and the peak of process or device."""
 
 import contextlib
-import csv
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+
+from octo_exp.base.files import write_csv
 
 MIB = 2**20
 
@@ -101,10 +102,8 @@ class MemoryCallback(Callback):
             self._context = None
 
     def _write(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("layer", "saved_for_backward_bytes"))
-            writer.writerows(self.saved.items())
+        rows = [("layer", "saved_for_backward_bytes"), *self.saved.items()]
+        write_csv(path, rows, remedy="choose another output folder")
 
     @property
     def results(self) -> dict[str, float | None]:

@@ -1,33 +1,27 @@
 """Decoded splits on disk, so that a second run of a set starts at once.
 
-One file per set, split and folder, under `~/.cache/octo_exp` or `OCTO_CACHE_DIR`. It carries the key it was made from
+One file per set, split and folder, in `base.caches.cache_folder`. It carries the key it was made from
 (names, sizes and modification times of the source files, and what decoding depends on): another key is another data
 set, and the file is written anew. Nothing in it is needed: it may be deleted at any time.
 """
 
-import contextlib
 import hashlib
 import logging
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from octo_exp.base.caches import cache_folder, cannot_keep
+from octo_exp.base.files import clean, whole_file
 from octo_exp.data.spec import Split
+from octo_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
 # Raised when what decoding makes of the same bytes changes.
 _FORMAT = 1
-
-
-def cache_dir() -> Path:
-    """`OCTO_CACHE_DIR`, or `~/.cache/octo_exp`."""
-    chosen = os.environ.get("OCTO_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path("~/.cache/octo_exp").expanduser()
 
 
 def file_key(files: Sequence[Path]) -> str:
@@ -47,7 +41,7 @@ def cached(build: Callable[[], Split], *, title: str, place: str, key: str) -> S
 
     """
     digest = hashlib.sha256(f"{title}|{place}".encode()).hexdigest()[:12]
-    file = cache_dir() / f"{title}-{digest}.pt"
+    file = cache_folder() / f"{title}-{digest}.pt"
     key = hashlib.sha256(f"{_FORMAT}|{key}".encode()).hexdigest()
     split = _load(file, key)
     if split is None:
@@ -81,7 +75,7 @@ def _checksum(split: Split) -> int:
 
 
 def _store(file: Path, key: str, split: Split) -> None:
-    """Write beside the final place and move: no reader ever sees half a file, also with several jobs at once."""
+    """Keep a split where that is possible; the whole file appears at once, also with several jobs."""
     content = {
         "key": key,
         "checksum": _checksum(split),
@@ -89,15 +83,11 @@ def _store(file: Path, key: str, split: Split) -> None:
         "labels": split.labels,
         "class_names": list(split.class_names),
     }
-    partial: Path | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".partial-", delete=False) as stream:
-            partial = Path(stream.name)
+        clean(file.parent)
+        with whole_file(file) as stream:
             torch.save(content, stream)
-        partial.replace(file)
-    except (OSError, RuntimeError) as error:
-        log.warning("cannot keep the decoded images in %s (%s); set OCTO_CACHE_DIR", file.parent, error)
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+    # torch's writer raises RuntimeError where its file does.
+    except (OSError, RuntimeError, UserError) as error:
+        cannot_keep(file.parent, error)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octo_exp.base.homes import settle_hugging_face
 from octo_exp.data.decode import first_line
 from octo_exp.errors import UserError
 
@@ -45,6 +46,7 @@ def load_hub_split(hub: str, split: str, *, problem: str, remedy: str) -> HubSpl
             there is no network. HF_HUB_OFFLINE=1 asks the Hugging Face cache alone.
 
     """
+    settle_hugging_face()
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE"):
         refusal = _probe(hub)
         if refusal is not None:

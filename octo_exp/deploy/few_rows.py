@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octo_exp.deploy.loops import INNER, OUTER, requantize_row
+from octo_exp.kernels.compiled import njit, prange
 from octo_exp.kernels.cpu_loops import columns_of_input
 from octo_exp.mcu.cpu_vectors import INTS, LANES, spread, store
 

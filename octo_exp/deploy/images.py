@@ -1,7 +1,8 @@
 """Float images to codes and codes to logits on a CPU: what stands before and after the integers."""
 
 import numpy as np
-from numba import njit, prange
+
+from octo_exp.kernels.compiled import njit, prange
 
 
 @njit(cache=True, error_model="numpy", parallel=True)

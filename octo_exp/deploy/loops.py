@@ -4,9 +4,9 @@ Work is split by rows of images; no result depends on the split. What the arithm
 """
 
 import numpy as np
-from numba import njit, prange
 
 from octo_exp.deploy.vectors import requantized, store_codes
+from octo_exp.kernels.compiled import njit, prange
 from octo_exp.mcu.cpu_vectors import LANES, load
 
 INNER = {"cache": True, "error_model": "numpy"}

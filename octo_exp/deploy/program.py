@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from octo_exp.deploy import few_rows, loops
 from octo_exp.deploy.cpu import Conv, room
 from octo_exp.deploy.images import quantize
 from octo_exp.deploy.loops import INNER
+from octo_exp.kernels.compiled import njit
 from octo_exp.mcu.spec import ConvSpec
 from octo_exp.mcu.steps import Step, images_of
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from octo_exp.base.homes import settle_matplotlib
 from octo_exp.errors import UserError
 from octo_exp.export.formats import module_of
 from octo_exp.export.request import Request, parse
@@ -32,6 +33,8 @@ def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
     UserError where it cannot be, also where a calibration is asked for and the run has its graph already.
     """
+    # Torchmetrics imports matplotlib.
+    settle_matplotlib()
     # They import torch, and take seconds: only once the command line is known to be right.
     from octo_exp.export.graph import comparison, graph_of
     from octo_exp.export.publish import manifest, publish

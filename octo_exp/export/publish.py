@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from octo_exp import results
+from octo_exp.base.files import PARTIAL, abandoned, sync_folder, temporary_name, unwritable
 from octo_exp.errors import UserError
 from octo_exp.export.graph import Graph, clamped_weights
 from octo_exp.posttraining import GRAPH_FILE
@@ -19,11 +20,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+# The end of the name of what stays until the new one stands; not PARTIAL, which anyone may remove.
+_OLD = ".old"
+_DAY_S = 24 * 3600.0
+
 Write = Callable[[Path, str], dict[str, Any]]
 
 
 def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
     """Let `write(folder, name)` fill a folder and return the manifest, then move all of it to where `path` lies.
+
+    What killed exports left there is removed first, and what they had taken away is put back.
 
     UserError where something cannot be written, or would replace what no export has made; nothing is changed then.
     """
@@ -31,24 +38,65 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(path.parent):
+            _recover(path.parent)
             _check_target(path, suffix)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".unverified-{path.name}-"))
+        staging = path.with_name(temporary_name(f"unverified-{path.name}"))
+        staging.mkdir()
         content = write(staging, path.name.removesuffix(suffix) if suffix else path.name)
         results.write(staging, content, file=_record(path).name)
+        _sync(staging)
         entries = sorted(staging.iterdir())
         with _alone_in(path.parent):
             for entry in entries:
                 _check_place(path, path.parent / entry.name, is_folder=entry.is_dir())
             for entry in entries:
                 _move(entry, path.parent / entry.name)
+            sync_folder(path.parent)
     except OSError as error:
-        raise UserError(
-            f"{error.filename2 or error.filename or path} cannot be written: {error.strerror}; give another output=FILE"
-        ) from error
+        raise unwritable(error.filename2 or error.filename or path, error, "give another output=FILE") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
     return content
+
+
+def _recover(folder: Path) -> None:
+    """Put back a folder that a killed export had taken away, and remove what others left unfinished.
+
+    Raises:
+        OSError: what was taken away cannot be put back.
+
+    """
+    for keep in sorted(path for path in folder.iterdir() if path.name.startswith(".old-")):
+        if not _is_left(keep, _OLD):
+            continue
+        for old in keep.iterdir():
+            if not os.path.lexists(folder / old.name):
+                old.replace(folder / old.name)
+        shutil.rmtree(keep, ignore_errors=True)
+    for staging in folder.glob(".unverified-*"):
+        if _is_left(staging, PARTIAL):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_left(path: Path, end: str) -> bool:
+    """Whether no export works in this folder; earlier versions named no process: theirs are left after a day."""
+    if path.name.endswith(end):
+        return abandoned(path)
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > _DAY_S
+    return False
+
+
+def _sync(folder: Path) -> None:
+    """Have all files of a folder on the disk: what is moved into place is whole after a power cut too."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -96,7 +144,8 @@ def _move(source: Path, target: Path) -> None:
         source.replace(target)
         return
     # No folder replaces another in one step: the old one is kept, in a folder of its own, until the new one stands.
-    keep = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".old-{target.name}-"))
+    keep = target.with_name(temporary_name(f"old-{target.name}", _OLD))
+    keep.mkdir()
     old = keep / target.name
     try:
         target.replace(old)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from octo_exp.base.files import write_csv
 from octo_exp.errors import UserError
 from octo_exp.export.graph import Graph
 from octo_exp.export.request import profile_of
@@ -40,10 +41,7 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
     """
     profile = graph.profile or profile_of(DEFAULT_PROFILE)
     rows = rows_of(graph.spec, profile)
-    with (folder / f"{name}{SUFFIX}").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / f"{name}{SUFFIX}", [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
     save_compression_figure(folder / f"{name}.png", rows, PAIRS, title=f"{name} on {profile.name}")
     total = rows[-1]
     facts: dict[str, Any] = {"profile": profile.name}

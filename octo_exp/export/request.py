@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from octo_exp.base.files import expanded
 from octo_exp.errors import ConfigError, UserError
 from octo_exp.export.formats import FORMATS
 from octo_exp.hw.profile import HardwareProfile
@@ -37,11 +38,11 @@ class Request:
 
     def destination(self, suffix: str) -> Path:
         """Return the file to write, or the folder of a format without suffix; UserError where output= can be none."""
-        run = Path(self.run).expanduser()
+        run = expanded(self.run)
         name = f"{run.resolve().name}{suffix or '_' + self.format}"
         if self.output is None:
             return run / "export" / name
-        path = Path(self.output).expanduser()
+        path = expanded(self.output)
         if suffix and (path.is_dir() or self.output.endswith("/")):
             raise UserError(f"output={path} is a folder; give a file, such as output={path / name}")
         if path.suffix != suffix and suffix:

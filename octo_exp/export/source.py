@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from octo_exp.assemble import build_module, replaced
+from octo_exp.base.files import expanded
 from octo_exp.errors import UserError
 from octo_exp.weights import check_same_network, checkpoint_path, net_state
 
@@ -35,7 +36,7 @@ class Source:
 
 def read_run(value: str) -> Source:
     """Return the trained network of a run folder; UserError where the folder holds no finished run."""
-    folder = Path(value).expanduser()
+    folder = expanded(value)
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"run={value}: the folder holds no config.yaml; give the folder of a run of train.py")
@@ -79,6 +80,6 @@ def _config(path: Path, value: str) -> DictConfig:
 def _data_here(data: DictConfig) -> DictConfig:
     """A run says where its data lay; where they do not lie there now, OCTO_DATA_DIR is looked into."""
     here = os.environ.get("OCTO_DATA_DIR")
-    if not here or not data.folder or (data.root and (Path(data.root).expanduser() / data.folder).is_dir()):
+    if not here or not data.folder or (data.root and (expanded(data.root) / data.folder).is_dir()):
         return data
     return replaced(data, root=here)

@@ -69,6 +69,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from octo_exp.base.files import expanded
 from octo_exp.deploy.fixed import conv_factors
 from octo_exp.errors import UserError
 from octo_exp.export import text_numpy
@@ -102,7 +103,7 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
 
 def write_text(spec: ModelSpec, folder: str | Path) -> None:
     """Write the spec's files into `folder`, which is made if it is not there; `read_text` gives an equal spec."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
     about = "int8 graph: a step a line, in order of execution; the layout stands in octo_exp/export/text.py"
     _write(folder / GRAPH, about, [f"{kind} {pairs(KEYS[kind], values)}" for kind, values in rows_of(spec)])

@@ -7,7 +7,6 @@ call ends with code 2, what does not serve with 1; either says why in one line.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from octo_exp.base.files import expanded, whole_file
 from octo_exp.errors import ConfigError, UserError
 
 # Images at a time: memory does not grow with their number.
@@ -41,7 +41,7 @@ class Step:
 
 def load(folder: str | Path) -> list[Step]:
     """A folder -> its steps from the input on; UserError where a file is missing or does not hold what it must."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     try:
         rows = _rows(folder / "graph.txt")
         steps = [Step(row[0], dict(pair.split("=") for pair in row[1:])) for row in rows]
@@ -189,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _images(path: str) -> np.ndarray:
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with expanded(path).open("rb") as file:
             images = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, MemoryError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -200,19 +200,8 @@ def _images(path: str) -> np.ndarray:
 
 
 def _write(path: Path, codes: np.ndarray) -> None:
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            np.save(file, codes)
-        # Such a file is its owner's alone; a result is not a secret.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with whole_file(path, remedy="give another path") as file:
+        np.save(file, codes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -223,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", help="where the logits go, .npy: int8 [N, classes]")
     try:
         options: Any = parser.parse_args(argv)
-        _write(Path(options.output).expanduser(), classify(load(options.folder), _images(options.input)))
+        _write(expanded(options.output), classify(load(options.folder), _images(options.input)))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

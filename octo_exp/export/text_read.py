@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from octo_exp.base.files import expanded
 from octo_exp.deploy.fixed import add_factors, conv_factors
 from octo_exp.errors import UserError
 from octo_exp.export.text_lines import Line, lines_of
@@ -14,7 +15,7 @@ from octo_exp.mcu.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec, 
 
 def read_text(folder: str | Path) -> ModelSpec:
     """A folder of format=text -> its spec; UserError with file and line where anything is not as it must be."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     steps = [_read(line) for line in lines_of(folder / GRAPH)]
     spec = _Builder(folder, steps).model()
     # What the spec does not need, names, sources and factors, must be what it gives.

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from octo_exp.base.homes import settle_triton
 from octo_exp.errors import UserError
 from octo_exp.kernels import depthwise, lowering, reference
 from octo_exp.kernels.elementwise import dequantize, quantize, scale_accumulator
@@ -60,6 +61,8 @@ def resolve_impl(name: str, device_type: str) -> str:
                 "kernel=triton needs a CUDA device, or its interpreter (set TRITON_INTERPRET=1); "
                 "on a CPU choose kernel=torch"
             )
+        if device_type == "cuda":
+            settle_triton()
     return name
 
 

@@ -6,17 +6,15 @@ the first candidate is taken and nothing is timed or written.
 
 import functools
 import json
-import logging
 import os
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
 
-log = logging.getLogger(__name__)
+from octo_exp.base.caches import add_json, cache_folder, read_json
 
 RUNS = 5
 
@@ -82,49 +80,17 @@ class BlockCache:
             text = f"{device_name}|{kernel}|{'x'.join(map(str, shape))}"
             known = {json.dumps(astuple(c)): c for c in candidates}
             # A choice that is no candidate any more is timed again.
-            found = known.get(json.dumps(self._read().get(text)))
+            found = known.get(json.dumps(read_json(self.path).get(text)))
             if found is None:
                 found = min(candidates, key=lambda blocks: self._timer(functools.partial(launch, blocks)))
-                self._write(text, found)
+                add_json(self.path, {text: astuple(found)})
             self._chosen[key] = found
         return self._chosen[key]
-
-    def _read(self) -> dict[str, object]:
-        try:
-            choices = json.loads(self.path.read_text())
-            if not isinstance(choices, dict):
-                raise ValueError("no JSON object")
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            _warn_once(f"ignored {self.path}, the block sizes timed before: {error}")
-            return {}
-        return choices
-
-    def _write(self, text: str, blocks: Blocks) -> None:
-        """Add one choice; what other processes added since is read again and kept. The file is replaced whole."""
-        temporary = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                temporary = file.name
-                json.dump(self._read() | {text: astuple(blocks)}, file, indent=1, sort_keys=True)
-            os.replace(temporary, self.path)
-        except OSError as error:
-            _warn_once(f"could not keep block sizes in {self.path}: {error}")
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 @functools.cache
 def _cache() -> BlockCache:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return BlockCache(Path(home) / "octo_exp" / "triton_blocks.json")
+    return BlockCache(cache_folder() / "triton_blocks.json")
 
 
 @functools.cache

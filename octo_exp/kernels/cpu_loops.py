@@ -7,7 +7,8 @@ depends on the split. Compiled on first use (some seconds) and kept in numba's c
 
 import numba
 import numpy as np
-from numba import njit, prange
+
+from octo_exp.kernels.compiled import njit, prange
 
 # torch has loaded its OpenMP before: the same threads serve both, and none waits for the other's.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]

@@ -1,9 +1,9 @@
 """Compiled loops of stochastic rounding on a CPU (numba): as `cpu_loops`, with a draw for each element."""
 
 import numpy as np
-from numba import njit, prange
 
 from octo_exp.kernels import philox
+from octo_exp.kernels.compiled import njit, prange
 from octo_exp.kernels.cpu_loops import BLOCK, INNER, OUTER
 
 _MULTIPLIERS, _KEY_STEPS = (tuple(np.uint64(v) for v in words) for words in (philox.MULTIPLIERS, philox.KEY_STEPS))

@@ -7,8 +7,8 @@ taken one by one, so that what lies between an input and its output stays in the
 """
 
 import numpy as np
-from numba import njit, prange
 
+from octo_exp.kernels.compiled import njit, prange
 from octo_exp.mcu.cpu_loops import INNER, OUTER, STEP, block_size, fold, mask_image, period_of, rescale_image, tiled
 from octo_exp.mcu.cpu_vectors import LANES, floats, load, multiply_add, spread, store
 

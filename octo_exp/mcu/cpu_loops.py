@@ -6,8 +6,8 @@ pixels, whole vectors of 16. Work is split by images, never within one, and no r
 """
 
 import numpy as np
-from numba import njit, prange
 
+from octo_exp.kernels.compiled import njit, prange
 from octo_exp.mcu.cpu_vectors import LANES, clamp, floats, load, rint, spread, store, where, within
 
 INNER = {"cache": True, "error_model": "numpy"}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from octo_exp.base.files import expanded
 from octo_exp.errors import UserError
 from octo_exp.mcu.layout import from_dict
 from octo_exp.mcu.spec import ModelSpec
@@ -141,7 +142,7 @@ def _reason(error: Exception) -> str:
 
 def read_model(path: str | Path) -> ModelSpec:
     """A model file -> its spec; UserError in one line where there is none, or anything in it is not as it must be."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the .pkl of a model")
     try:

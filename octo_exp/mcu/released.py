@@ -1,9 +1,9 @@
 """Model files as `model=` options: what stands in conf/model for a graph that is read and not built."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from octo_exp.base.files import expanded
 from octo_exp.errors import UserError
 from octo_exp.mcu.reader import read_model
 from octo_exp.mcu.spec import ModelSpec
@@ -23,7 +23,7 @@ def graph_file(*, path: str | None, source: str | None, image_size: int, pixels:
         UserError: no such file, not a model, or one for images of another size.
 
     """
-    if path is None or not Path(path).expanduser().is_file():
+    if path is None or not expanded(path).is_file():
         remedy = "give model.path=<file>.pkl" if source is None else f"get it from {source}, then give model.path="
         raise UserError(f"model.path={path}: no such file; {remedy}{'' if source is None else ' or set OCTO_MCU_DIR'}")
     spec = read_model(path)

@@ -9,12 +9,12 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
 
+from octo_exp.base.files import expanded
 from octo_exp.errors import ConfigError, UserError
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.ops import MODES
@@ -42,7 +42,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def read_images(path: str, channels: int) -> torch.Tensor:
     """A .npy of int8 codes [N, channels, H, W] -> tensor; UserError where it is anything else."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with expanded(path).open("rb") as file:
             images = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, MemoryError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,14 +1,11 @@
 """Write a model file that this project and the original release read: torch.save's zip of plain dicts and arrays."""
 
-import contextlib
 import io
-import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 
-from octo_exp.errors import UserError
+from octo_exp.base.files import expanded, write_bytes
 from octo_exp.mcu.layout import to_dict
 from octo_exp.mcu.spec import ModelSpec
 
@@ -29,23 +26,8 @@ def model_bytes(spec: ModelSpec) -> bytes:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write beside `path` and rename: a reader sees the old file or the whole new one. UserError where it cannot be."""
-    path = Path(path).expanduser()
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give a folder that exists") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp's files are the owner's alone; a result is not a secret.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another path") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    """Write a file whose path a user typed, whole or not at all. UserError where it cannot be."""
+    write_bytes(expanded(path), data, remedy="give another path")
 
 
 def write_model(spec: ModelSpec, path: str | Path) -> None:

@@ -8,12 +8,10 @@ net is timed so, and as the plain float net in fp32 and bf16: where one of those
 import copy
 import dataclasses
 import hashlib
-import json
-import logging
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octo_exp.base.caches import add_json, read_json
 from octo_exp.nn.convert import convert, quantizable
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import block_of, fuse
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
-log = logging.getLogger(__name__)
-
 Progress = Callable[[Sequence[str]], Iterable[str]]
+# What is timed of a layer, and of the net.
+_LAYER, _NET = ("int8", "bf16", "fp32"), ("guarded", "fp32", "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,10 @@ def _reason(times: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """Times candidates at `batch_size`; `cache` is the JSON file that keeps what was measured on this machine."""
+    """Times candidates at `batch_size`; `cache` is the JSON file that keeps what was measured on this machine.
+
+    Where the file cannot be written a line says so, and the next run measures again.
+    """
 
     batch_size: int
     cache: Path
@@ -74,22 +76,23 @@ class Guard:
     def _verdict(self, net: nn.Module, scheme: Scheme, *, impl: str, input_shape: Sequence[int]) -> Verdict:
         names = quantizable(net, scheme)
         shapes = _input_shapes(net, names, (self.batch_size, *input_shape), self.device)
-        known = _read(self.cache)
+        known = read_json(self.cache)
         times: dict[str, Mapping[str, float]] = {}
         keep: dict[str, str] = {}
         for name in self.progress([*names, "(net)"]):
             if name != "(net)":
                 key = self._key(str(block_of(net, name)), scheme.for_layer(name), impl, shapes[name])
-                if key not in known:
+                if not _is_sound(known.get(key), _LAYER):
                     known[key] = self._time_layer(net, name, scheme, impl, shapes[name])
+                    add_json(self.cache, {key: known[key]})
                 times[name] = known[key]
                 best = min(times[name], key=lambda candidate: times[name][candidate])
                 keep |= {} if best == "int8" else {name: best}
         key = self._key("(net)", str(net), scheme, impl, [shapes[name] for name in names], sorted(keep.items()))
-        if key not in known:
+        if not _is_sound(known.get(key), _NET):
             known[key] = self._time_net(net, scheme, impl, input_shape, keep)
+            add_json(self.cache, {key: known[key]})
         times["(net)"] = known[key]
-        _write(self.cache, known)
         best = min(times["(net)"], key=lambda candidate: times["(net)"][candidate])
         return Verdict(keep=keep, whole=None if best == "guarded" else best, milliseconds=times)
 
@@ -102,7 +105,7 @@ class Guard:
     ) -> Mapping[str, float]:
         block = nn.Sequential(*block_of(net, name))
         alone = dataclasses.replace(scheme.for_layer(name), skip=(), overrides=None)
-        candidates = {kind: copy.deepcopy(block) for kind in ("int8", "bf16", "fp32")}
+        candidates = {kind: copy.deepcopy(block) for kind in _LAYER}
         x = torch.randn(shape, device=self.device, requires_grad=True)
         convert(candidates["int8"], alone, impl=impl, clock=Clock(), input_shape=tuple(shape[1:]))
         candidates["bf16"][0] = to_bf16(candidates["bf16"][0])
@@ -178,19 +181,10 @@ def _machine(device: str) -> str:
     return models[0] if models else platform.processor()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("speed guard: %s is not readable (%s); measuring anew", path, error)
-        return {}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{time.monotonic_ns()}.tmp")
-    draft.write_text(json.dumps(content, indent=1))
-    draft.replace(path)
+def _is_sound(entry: Any, names: Collection[str]) -> bool:
+    """Whether an entry of the cache is a time above 0 for each candidate."""
+    return (
+        isinstance(entry, Mapping)
+        and set(entry) == set(names)
+        and all(isinstance(ms, int | float) and ms > 0 for ms in entry.values())
+    )

@@ -289,5 +289,5 @@ def test_an_unwritable_folder_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     run = trainer(tmp_path / "file")
     run.datamodule = Data()
-    with pytest.raises(UserError, match=r"cannot write .*cost.csv"):
+    with pytest.raises(UserError, match=r"cost\.csv cannot be written: .*; choose another output folder$"):
         callback().on_fit_start(run, Lit())

@@ -114,8 +114,16 @@ def test_unusable_cache_folder_costs_only_time(spec, toy: Path, tmp_path: Path, 
     assert "set OCTO_CACHE_DIR" in caplog.text
 
 
-def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OCTO_CACHE_DIR", "~/elsewhere")
-    assert cache.cache_dir() == Path.home() / "elsewhere"
-    monkeypatch.delenv("OCTO_CACHE_DIR")
-    assert cache.cache_dir() == Path.home() / ".cache/octo_exp"
+def test_both_splits_that_cannot_be_kept_are_one_line(spec, toy: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("OCTO_CACHE_DIR", str(tmp_path / "file" / "below"))
+    for split in ("train", "train"):
+        load_split(spec(), split)
+    assert caplog.text.count("nothing can be remembered") == len(caplog.records) == 1
+
+
+def test_what_a_killed_run_left_half_written_is_removed(spec, toy: Path, tmp_path: Path, cache_file) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".toy-train-0.pt.partial").write_bytes(b"half")
+    load_split(spec(), "train")
+    assert cache_file().suffix == ".pt"

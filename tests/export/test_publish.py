@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from octo_exp.base.files import temporary_name
 from octo_exp.errors import UserError
 from octo_exp.export import __main__ as main_module
 from octo_exp.export import publish as module
@@ -85,7 +87,7 @@ def test_a_folder_that_could_not_be_put_in_place_leaves_the_old_one(tmp_path, mo
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(UserError, match="cannot be written: No space left on device; give another output=FILE"):
+    with pytest.raises(UserError, match="No space left on device; make room there, or give another output=FILE"):
         publish(tmp_path / "net_text", "", folder_of("b.txt"))
     assert names(tmp_path) == ["net_text", "net_text.json"]
     assert names(tmp_path / "net_text") == ["a.txt"]
@@ -140,6 +142,56 @@ def test_a_folder_survives_an_interruption_between_old_and_new(tmp_path, monkeyp
         publish(tmp_path / "net_text", "", folder_of("b.txt"))
     assert names(tmp_path) == ["net_text", "net_text.json"]
     assert names(tmp_path / "net_text") == ["a.txt"]
+
+
+def left_by(pid: int, name: str, end: str) -> str:
+    return temporary_name(name, end).replace(f"~{os.getpid()}~", f"~{pid}~")
+
+
+@pytest.fixture
+def nobody() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_export_left_is_removed_and_what_a_living_one_has_stays(tmp_path, nobody):
+    dead, alive = (left_by(pid, "unverified-net.c", ".partial") for pid in (nobody, os.getpid()))
+    for name in (dead, alive, ".unverified-net.c-abc", ".unverified-net.c-old"):
+        (tmp_path / name / "weight").mkdir(parents=True)
+        (tmp_path / name / "weight" / "a.txt").touch()
+    # Of earlier versions: nobody knows who writes there, until a day has passed.
+    os.utime(tmp_path / ".unverified-net.c-old", (0, 0))
+    publish(tmp_path / "net.c", ".c", writes(_c="code", _h="header"))
+    assert names(tmp_path) == sorted([alive, ".unverified-net.c-abc", "net.c", "net.c.json", "net.h"])
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_folder_that_a_killed_export_took_away_is_put_back(tmp_path, nobody, moved):
+    publish(tmp_path / "net_text", "", folder_of("a.txt"))
+    keep = tmp_path / left_by(nobody, "old-net_text", ".old")
+    keep.mkdir()
+    (tmp_path / "net_text").rename(keep / "net_text")
+    if moved:
+        folder_of("new.txt")(tmp_path, "net_text")
+    with pytest.raises(UserError, match="does not verify"):
+        publish(tmp_path / "other.c", ".c", fails)
+    assert names(tmp_path) == ["net_text", "net_text.json"]
+    assert names(tmp_path / "net_text") == (["new.txt"] if moved else ["a.txt"])
+
+
+def test_files_lie_on_the_disk_before_they_take_their_place(tmp_path, monkeypatch):
+    publish(tmp_path / "net.c", ".c", writes(_c="before", _h="before"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        publish(tmp_path / "net.c", ".c", writes(_c="after", _h="after"))
+    assert names(tmp_path) == ["net.c", "net.c.json", "net.h"]
+    assert (tmp_path / "net.c").read_text() == (tmp_path / "net.h").read_text() == "before"
 
 
 def test_of_two_exports_at_once_one_stands_whole(tmp_path, monkeypatch):

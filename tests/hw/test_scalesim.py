@@ -172,7 +172,7 @@ def test_a_given_bandwidth_stalls_by_this_projects_own_model(tmp_path, capsys):
         ({"-i": "gemm"}, "8 fields are a row of kind conv"),
         ({"-s": "Y"}, "-s Y: traces are not written"),
         ({"-t": "binary.csv"}, "cannot read binary.csv: it is not a text file"),
-        ({"-p": "machine.cfg"}, "cannot write machine.cfg/run/COMPUTE_REPORT.csv"),
+        ({"-p": "machine.cfg"}, "machine.cfg/run/COMPUTE_REPORT.csv cannot be written: "),
     ],
 )
 def test_a_mistake_is_one_line_and_no_report(tmp_path, monkeypatch, capsys, change, message):
@@ -196,7 +196,7 @@ def test_a_report_that_cannot_be_written_leaves_no_draft(tmp_path, capsys):
     (tmp_path / "run" / "DETAILED_ACCESS_REPORT.csv").mkdir(parents=True)
     assert main(["-c", str(config), "-t", str(GOLDEN / "lenet5.csv"), "-p", str(tmp_path)]) == 1
     assert "DETAILED_ACCESS_REPORT.csv" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.optional

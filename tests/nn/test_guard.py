@@ -94,6 +94,39 @@ def test_a_broken_cache_is_measured_anew_with_a_warning(tmp_path, monkeypatch, c
     assert len(json.loads(found.cache.read_text())) == 4
 
 
+@pytest.mark.parametrize("entry", [5, {}, {"int8": 1.0}, {"int8": "a", "bf16": 1, "fp32": 1}, None])
+def test_a_damaged_entry_is_measured_anew(tmp_path, monkeypatch, entry):
+    found, measured = guard(tmp_path, monkeypatch, LAYERS, WHOLE)
+    first = found.verdict(net(), scheme("int8"), impl="torch", input_shape=SHAPE)
+    whole = json.loads(found.cache.read_text())
+    found.cache.write_text(json.dumps(dict.fromkeys(whole, entry)))
+    assert found.verdict(net(), scheme("int8"), impl="torch", input_shape=SHAPE) == first
+    assert len(measured) == 8
+    assert json.loads(found.cache.read_text()) == whole
+
+
+def test_without_a_place_to_remember_it_measures_and_says_so_once(tmp_path, monkeypatch, caplog):
+    found, measured = guard(tmp_path, monkeypatch, LAYERS, WHOLE)
+    (tmp_path / "deep").touch()
+    verdicts = [found.verdict(net(), scheme("int8"), impl="torch", input_shape=SHAPE) for _ in range(2)]
+    assert verdicts[0] == verdicts[1]
+    assert len(measured) == 8
+    assert caplog.text.count("nothing can be remembered") == len(caplog.records) == 1
+
+
+def test_what_two_runs_measure_at_once_both_stay(tmp_path, monkeypatch):
+    first, _ = guard(tmp_path, monkeypatch, LAYERS, WHOLE)
+    second = dataclasses.replace(first, batch_size=8)
+
+    def meanwhile(names):
+        second.verdict(net(), scheme("int8"), impl="torch", input_shape=SHAPE)
+        return names
+
+    # The second run begins after the first has read the file, and ends before it writes.
+    dataclasses.replace(first, progress=meanwhile).verdict(net(), scheme("int8"), impl="torch", input_shape=SHAPE)
+    assert len(json.loads(first.cache.read_text())) == 8
+
+
 @pytest.mark.parametrize("best", ["fp32", "bf16"])
 def test_a_plain_net_that_is_faster_stays_plain(tmp_path, monkeypatch, best):
     found, _ = guard(tmp_path, monkeypatch, LAYERS, {"guarded": 2.0, "fp32": 3.0, "bf16": 4.0, best: 1.0})

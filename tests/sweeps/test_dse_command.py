@@ -122,9 +122,12 @@ def test_a_folder_belongs_to_one_search(tmp_path, monkeypatch, capsys):
         searched(tmp_path, "seed=1")
     content = searched(tmp_path)
     before = (tmp_path / "dse.json").stat().st_mtime_ns
+    (tmp_path / f".{dse.STATE_FILE}.partial").touch()
     assert searched(tmp_path) == content
     assert f"already finished: {tmp_path}" in capsys.readouterr().out
     assert (tmp_path / "dse.json").stat().st_mtime_ns == before
+    # What a killed search had begun to write.
+    assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(ConfigError, match=r"\(constraints.processing_elements is None there and 64 here\)"):
         searched(tmp_path, "constraints.processing_elements=64")
 

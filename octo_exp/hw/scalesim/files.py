@@ -1,9 +1,11 @@
 """Text files read whole and written whole, each failure one line."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from octo_exp.base.files import make_folder_of, whole_file
 from octo_exp.errors import UserError
 
 
@@ -23,22 +25,17 @@ def read_text(path: Path) -> str:
 
 
 def write_all(texts: Mapping[Path, str]) -> None:
-    """Write each text to its path, under temporary names first, so that a failure leaves no file half-written.
+    """Write each text to its path, all on the disk before the first is put in place.
 
     Raises:
         UserError: a path that cannot be written.
 
     """
-    drafts = {path: path.with_name(f"{path.name}.part") for path in texts}
-    path = Path()
-    try:
+    remedy = "choose a folder that can be written"
+    with contextlib.ExitStack() as stack:
         for path, text in texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drafts[path].write_text(text, encoding="utf-8", newline="\n")
-        for path, draft in drafts.items():
-            draft.replace(path)
-    except OSError as error:
-        for draft in drafts.values():
-            with contextlib.suppress(OSError):
-                draft.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+            make_folder_of(path, remedy=remedy)
+            file = stack.enter_context(whole_file(path, remedy=remedy))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())

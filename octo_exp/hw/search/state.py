@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from octo_exp.base.files import whole_file
 from octo_exp.errors import UserError
 
 State = dict[str, Any]
@@ -57,14 +58,9 @@ class Store:
             self.save(state)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write arrays, numbers and texts by name, through a temporary file."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **state, **self._facts, seconds=self.seconds)
-            partial.replace(self.path)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}): choose another folder") from error
+        """Write arrays, numbers and texts by name, whole or not at all; UserError where that cannot be."""
+        with whole_file(self.path) as file:
+            np.savez(file, **state, **self._facts, seconds=self.seconds)
         self._written = time.monotonic()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from octo_exp.errors import UserError
-from octo_exp.mcu.writer import write_atomically
+from octo_exp.base.caches import add_json, read_json, say_once
 from octo_exp.update.rule import UpdateRule
 from octo_exp.update.search.probe import Batch, Outcome, ProbeSettings
 
@@ -18,9 +18,8 @@ from octo_exp.update.search.probe import Batch, Outcome, ProbeSettings
 class Cache:
     """Outcomes by the name of the probe, of one network, data and settings (`key`): a file of its own in `folder`.
 
-    Raises:
-        UserError: the file is not what this class writes, or cannot be written.
-
+    Searches of one key share it. What is damaged is probed anew; where it cannot be written, a line says so and the
+    outcomes last as long as the process.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -37,18 +36,27 @@ class Cache:
         """Keep and write an outcome."""
         # Another budget's search of the same key may have written since.
         self._outcomes = self._read() | self._outcomes | {name: outcome}
-        content = {name: asdict(outcome) for name, outcome in self._outcomes.items()}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, json.dumps(content, indent=1).encode())
+        add_json(self._path, {key: _plain(known) for key, known in self._outcomes.items()})
 
     def _read(self) -> dict[str, Outcome]:
-        if not self._path.exists():
-            return {}
-        try:
-            content = dict(json.loads(self._path.read_text()))
-            return {name: Outcome(**values) for name, values in content.items()}
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self._path} cannot be read ({error}): delete it to probe anew") from error
+        found = {name: _outcome(values) for name, values in read_json(self._path).items()}
+        if None in found.values():
+            say_once(
+                f"outcomes in {self._path}", "%s holds what is no outcome of a probe, and is made anew", self._path
+            )
+        return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+
+def _plain(outcome: Outcome) -> dict[str, float | str]:
+    """An outcome for a file: JSON has no inf and no nan, which stand there as words."""
+    return {key: value if math.isfinite(value) else str(value) for key, value in asdict(outcome).items()}
+
+
+def _outcome(values: Any) -> Outcome | None:
+    try:
+        return Outcome(**{key: float(value) for key, value in values.items()})
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def fingerprint(

@@ -92,7 +92,7 @@ def search_scheme(
 
     Raises:
         UserError: the budget is less than the head needs, there are no images, training head or biases
-            diverges, or the cache cannot be read or written.
+            diverges.
 
     """
     shapes, sparse, probing = tuple(LayerShape.of(conv) for conv in backbone(net)), rule.sparse, settings.probe

@@ -1,6 +1,7 @@
 """From a network and its data to a scheme that fits: gains, cache, resuming, the yaml of the result."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -81,7 +82,7 @@ def test_a_search_that_was_cut_off_goes_on(tmp_path):
     assert seen[1] == seen[0][4:]
     assert searched(net, tmp_path, progress=listed) == whole
     assert seen[2] == []
-    assert [path.suffix for path in (tmp_path / "folder").iterdir()] == [".json"]
+    assert sorted(path.suffix for path in (tmp_path / "folder").iterdir() if path.name != ".lock") == [".json"]
 
 
 def test_a_larger_budget_and_another_network_share_the_folder(tmp_path):
@@ -120,13 +121,37 @@ def test_the_key_is_of_all_that_an_outcome_depends_on():
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"x": {"loss": 1}}', "\xff"])
-def test_a_broken_cache_is_refused(tmp_path, content):
-    net = Net()
+def test_a_broken_cache_is_made_anew(tmp_path, content, caplog):
+    net, names = Net(), []
     searched(net, tmp_path, budget_kb=0.2)
-    (file,) = (tmp_path / "folder").iterdir()
+    (file,) = (tmp_path / "folder").glob("*.json")
+    whole = json.loads(file.read_text())
     file.write_text(content)
-    with pytest.raises(UserError, match=rf"{file.name} cannot be read .*: delete it to probe anew$"):
-        searched(net, tmp_path)
+    searched(net, tmp_path, budget_kb=0.2, progress=lambda missing: names.extend(missing) or missing)
+    assert set(names) == set(whole)
+    assert {name: json.loads(file.read_text())[name] for name in whole} == whole
+    assert caplog.text.count("made anew") == len(caplog.records) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said_once_and_the_search_goes_on(tmp_path, caplog):
+    net = Net()
+    whole = searched(net, tmp_path / "whole")
+    (tmp_path / "folder").touch()
+    assert searched(net, tmp_path) == whole
+    assert caplog.text.count("nothing can be remembered") == len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_probe_that_diverged_is_remembered(tmp_path, loss, caplog):
+    Cache(tmp_path, "a" * 64).add("x", Outcome(accuracy=0.5, loss=loss))
+    # As earlier versions wrote it.
+    (tmp_path / f"{'b' * 16}.json").write_text(json.dumps({"x": {"accuracy": 0.5, "loss": loss}}))
+    old = Cache(tmp_path, "b" * 64)
+    old.add("y", Outcome(accuracy=0.5, loss=1.0))
+    for cache in (Cache(tmp_path, "a" * 64), old, Cache(tmp_path, "b" * 64)):
+        assert repr(cache["x"].loss) == repr(loss)
+    assert "y" in Cache(tmp_path, "b" * 64)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("keys", [("a" * 64, "b" * 64), ("a" * 64, "a" * 64)])

@@ -1,0 +1,76 @@
+"""Whatever writes a file that stays: on a full disk it says so in one line, and the earlier file is as it was."""
+
+import errno
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octo_exp.bench.command import keep
+from octo_exp.callbacks.cost import _write_csv
+from octo_exp.callbacks.memory import MemoryCallback
+from octo_exp.errors import UserError
+from octo_exp.export import text_numpy
+from octo_exp.hw.scalesim.files import write_all
+from octo_exp.hw.search.state import Store
+from octo_exp.mcu.writer import write_atomically
+from octo_exp.plots import save_compression_figure
+from sweeps import dse_report
+from tests.hw.search_helpers import problem, scan
+
+ROW = {"layer": "a", "macs": 1, "size_bytes_before": 2, "size_bytes_after": 1}
+
+
+def _kept(path):
+    if keep(path, {"a": 1}):
+        raise UserError("; told by `keep`")
+
+
+def _memory(path):
+    MemoryCallback()._write(path)
+
+
+def _report(path):
+    given = problem({"rows": [1, 2]})
+    search = scan(given)
+    search.step()
+    config: dict[str, Any] = {"top": 1, "search": {"method": "exhaustive", "seed": 0}, "convention": "exact"}
+    dse_report.write(path.parent, given, search.archive, config=config, names={}, seconds=0.0)
+
+
+WRITERS = {
+    "model.pkl": lambda path: write_atomically(path, b"new"),
+    "logits.npy": lambda path: text_numpy._write(path, np.zeros(3, np.int8)),
+    "search.npz": lambda path: Store(path, every_s=0, facts={}).save({"a": np.zeros(3)}),
+    "REPORT.csv": lambda path: write_all({path: "new", path.with_name("OTHER.csv"): "new"}),
+    "report.png": lambda path: save_compression_figure(path, [ROW, ROW], ["size_bytes"], title=""),
+    "cost.csv": lambda path: _write_csv(path, ["a"], [[1]]),
+    "memory.csv": _memory,
+    "bench.json": _kept,
+    **dict.fromkeys(("points.csv", "pareto.csv", "best.cfg", "gemms.csv", "pareto.png", "dse.json"), _report),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_one_line_and_the_earlier_file_is_as_it_was(tmp_path, monkeypatch, capsys, name):
+    path = tmp_path / name
+    path.write_text("old")
+    # Where several files are written one after another, the disk is full at this one.
+    sync, names = os.fsync, []
+
+    def full(descriptor):
+        names.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        if names[-1].startswith(f".{name}."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError) as caught:
+        WRITERS[name](path)
+    line = f"{caught.value}{capsys.readouterr().err}"
+    assert f"{name} cannot be written: No space left on device; make room there, or " in line.replace("\n", "")
+    assert path.read_text() == "old"
+    assert not list(tmp_path.glob(".*"))
+    if name == "REPORT.csv":
+        assert not (tmp_path / "OTHER.csv").exists()
