@@ -52,6 +52,7 @@ def read_run(value: str, *, trust: Sequence[str] = ()) -> Source:
     if not config.is_file():
         raise UserError(f"run={value}: the folder holds no config.yaml; give the folder of a run of train.py")
     cfg = _config(config, value)
+    _check_trusted(cfg, trust, value)
     # A run that only evaluates, as one that quantises a trained net anew, keeps its weights where it found them.
     evaluated = None if cfg.get("train", True) else cfg.get("ckpt")
     checkpoint = checkpoint_path("run", value if evaluated is None else evaluated)
@@ -61,6 +62,7 @@ def read_run(value: str, *, trust: Sequence[str] = ()) -> Source:
     # The checkpoint holds weights and scales: where they came from, and what of them trained, matters no more.
     cfg = replaced(cfg, train=False, ckpt=str(checkpoint), init_from=None, update=None, data=_data_here(cfg.data))
     cfg = replaced(cfg, trainer=trainer, kernel=kernel)
+    # Interpolations may say something else now.
     _check_trusted(cfg, trust, value)
     try:
         datamodule = instantiate(cfg.data)
