@@ -18,7 +18,7 @@ import octo_exp
 FILE = "results.json"
 _PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "wandb", "numpy")
 # What two runs of the same experiment may differ in.
-_PLACES = ("save_dir", "callbacks", "logger")
+_PLACES = ("save_dir", "callbacks", "logger", "trust")
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from octo_exp import results
 from octo_exp.assemble import Built, build_module, build_trainer, choice, replaced, resolved
 from octo_exp.errors import UserError
+from octo_exp.trust import check_targets
 from octo_exp.weights import check_same_network, checkpoint_path, net_state, weights_sha256
 
 _NOISE = (
@@ -43,6 +44,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     A run folder that already holds the results of the same configuration is returned as it is, so a sweep that is
     started again in its own folder only adds what is missing.
     """
+    check_targets(cfg)
     requested = resolved(cfg)
     finished = results.finished(Path(cfg.save_dir), requested)
     if finished is not None:
@@ -95,6 +97,8 @@ def _source_run(cfg: DictConfig) -> Path | None:
 
 
 def _train_and_test(cfg: DictConfig, requested: Mapping[str, Any]) -> dict[str, Any]:
+    # Of a transfer's source, another node stands at `data` now, and interpolations say something else.
+    check_targets(cfg)
     started = time.perf_counter()
     folder = Path(cfg.save_dir)
     folder.mkdir(parents=True, exist_ok=True)

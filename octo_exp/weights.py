@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.errors import UserError
+from octo_exp.trust import checkpoint_fault
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any] | Non
         state = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
         verdict = checkpoint.get("speed_guard")
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"{key}: {path} is not a readable checkpoint ({reason}); give another run") from error
+        raise UserError(f"{key}: {path} {checkpoint_fault(error)}; give another run") from error
     if not state:
         raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
     return state, verdict

@@ -38,7 +38,7 @@ METHODS = ("exhaustive", "genetic", "random", "nsga2")
 _MOST_POINTS = 200_000
 _SAVED_EVERY_S = 1.0
 # What searches of one and the same kind may differ in.
-_PLACES = ("save_dir",)
+_PLACES = ("save_dir", "trust")
 
 
 def search_machines(cfg: DictConfig) -> dict[str, Any]:
@@ -121,6 +121,7 @@ def build_problem(cfg: DictConfig) -> "Problem":
     from octo_exp.hw.search.scan import Problem, checked_budget
     from octo_exp.hw.search.space import Space
     from octo_exp.hw.workload import ROLES
+    from octo_exp.trust import check_targets
 
     if len(cfg.hw) != 1:
         raise ConfigError(f"hw names {', '.join(cfg.hw)}: a search varies one machine, write hw=<option>")
@@ -135,6 +136,7 @@ def build_problem(cfg: DictConfig) -> "Problem":
             raise ConfigError(f"unknown role '{role}' in roles: choose among {', '.join(ROLES)}")
     if not cfg.roles:
         raise ConfigError(f"roles is empty: choose one or more of {', '.join(ROLES)}")
+    check_targets(cfg)
     space = Space(instantiate(next(iter(cfg.hw.values())), _convert_="all"), axes, constraints)
     checked_budget(cfg.search.budget, cfg.search.method, len(space))
     table = cfg.get("energy")

@@ -21,6 +21,7 @@ from octo_exp.kernels.api import resolve_impl
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
+from octo_exp.trust import check_targets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PLAIN = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last")
@@ -57,13 +58,15 @@ class Subject:
 
 
 def config(overrides: Sequence[str]) -> DictConfig:
-    """Compose the project's config, as train.py would; raises UserError where an override names nothing."""
+    """Compose the project's config, as train.py would; UserError where an override names nothing, or the untrusted."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", list(overrides))
+            cfg = compose("train", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{reason}; `python train.py --help` lists what can be chosen") from error
+    check_targets(cfg)
+    return cfg
 
 
 def batch(cfg: DictConfig, size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 from octo_exp.cli.groups import check_group, group_line_for_hydra
 from octo_exp.cli.keys import KeyTree, check_key, missing_plus
 from octo_exp.cli.settings import Setting, check_sweep, parse, read_setting
-from octo_exp.cli.space import ConfigSpace, apply, check_complete, output_folder, resolved
+from octo_exp.cli.space import ConfigSpace, apply, check_complete, check_hydra, output_folder, resolved
 from octo_exp.cli.wording import one_line
 from octo_exp.errors import ConfigError
+from octo_exp.trust import packages_said
 
 # Configs composed for the options of swept groups; names are checked without composing, so none of them is missed.
 _MOST_VARIANTS = 12
@@ -26,15 +27,17 @@ def check_arguments(argv: Sequence[str], *, config_dir: str | Path, config_name:
     """Raises ConfigError, in one line, for a command line that no run can be made of.
 
     Found: unknown groups, options and keys, also behind '+'; values of another type than the yaml's; syntax errors;
-    missing values; what must be given and is not; interpolations that lead nowhere; an output folder that cannot be
-    made. Swept values are looked at one by one, not as a product.
+    missing values; what must be given and is not; interpolations that lead nowhere; what Hydra would call and is not
+    trusted; an output folder that cannot be made. Swept values are looked at one by one, not as a product.
 
     Returns the arguments for Hydra: flags first, and three forms that Hydra alone refuses put into those it takes
     (`+group=x` for a group that is null by default, `group=null`, and `quant.overrides.layer=x` without a '+').
     """
     flags = _parse_flags(argv)
     words = _flag_words(argv, flags.overrides)
-    if flags.hydra_help or flags.shell_completion or flags.experimental_rerun or flags.info:
+    if flags.experimental_rerun:
+        raise ConfigError("--experimental-rerun loads a pickle, which may run anything; give the settings themselves")
+    if flags.hydra_help or flags.shell_completion or flags.info:
         return [*words, *flags.overrides]
     space = ConfigSpace(
         config_dir=_main_dir(flags, config_dir),
@@ -77,6 +80,10 @@ def _sweeper_settings(given: Sequence[Setting], space: ConfigSpace) -> list[Sett
     params = root.hydra.sweeper.get("params") or {}
     settings = [read_setting(f"{key}={value}", space) for key, value in params.items() if key not in replaced]
     for setting in settings:
+        if setting.key == "trust":
+            raise ConfigError(
+                "hydra.sweeper.params: trust does not count in a yaml; write trust=[<package>] on the line"
+            )
         if setting.is_group:
             check_group(setting, space)
     return settings
@@ -95,6 +102,8 @@ def _check_variants(settings: Sequence[Setting], space: ConfigSpace, *, complete
     for variant in itertools.islice(itertools.chain([first], others), _MOST_VARIANTS):
         cfg = space.choose([group_line_for_hydra(value, space) for value in variant.values()])
         results.append((cfg, _check_keys(keys, cfg, space)))
+        said = any(setting.key == "trust" for setting in keys)
+        check_hydra(cfg, trust=packages_said(cfg.get("trust"), said=said))
         if complete:
             check_complete(cfg)
     return results[0]

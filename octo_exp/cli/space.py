@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from octo_exp.cli.wording import listed, one_line, unknown
 from octo_exp.errors import ConfigError
+from octo_exp.trust import check_targets
 
 VERSION_BASE = "1.3"
 # What a broken yaml or an impossible composition raises.
@@ -96,6 +97,12 @@ def apply(overrides: Sequence[Override], cfg: DictConfig) -> None:
     """Sets keys in a composed config as Hydra would; ConfigError where that is impossible."""
     with _one_line_errors():
         ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
+
+
+def check_hydra(cfg: DictConfig, *, trust: Sequence[str]) -> None:
+    """Raises ConfigError for what Hydra's own node names and must not: Hydra calls it before any line of ours."""
+    with _hydra_config(cfg):
+        check_targets({"hydra": cfg.hydra}, trust=trust)
 
 
 def job_part(cfg: DictConfig) -> DictConfig:

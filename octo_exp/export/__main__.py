@@ -7,8 +7,9 @@ report  size, MACs, cycles and memory, layer by layer, before and after, .csv
 What was not trained as an int8 graph is quantised first, LAC and BatchNorm folded, by calibration.images=256
 calibration.activations=mse|absmax|percentile calibration.percentile= calibration.symmetric=
 calibration.weights_per_channel=. Everything goes to <folder>/export/ unless output= says otherwise, with a manifest
-beside it. A file that does not give the integers of the graph is not kept, and replaces nothing. A wrong call ends with
-code 2, what cannot be exported with 1, what is interrupted with 130; each says so in one line.
+beside it. A file that does not give the integers of the graph is not kept, and replaces nothing. Nothing is called of
+a package that the run's config names, beside octo_exp's, torch's and lightning's own, without trust=[package]. A wrong
+call ends with code 2, what cannot be exported with 1, what is interrupted with 130; each says so in one line.
 """
 
 import sys
@@ -42,7 +43,7 @@ def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
     form = module_of(request.format)
     path = request.destination(form.SUFFIX)
-    source = read_run(request.run)
+    source = read_run(request.run, trust=request.trust)
     # A run of quant=ptq that was stopped before its graph says itself how it is quantised.
     own = source.cfg.quant.get("calibration") if source.cfg.quant.name == "ptq" and not request.calibrates else None
     calibration = dict(request.calibration if own is None else own)

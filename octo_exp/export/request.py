@@ -14,19 +14,23 @@ from octo_exp.base.files import expanded
 from octo_exp.errors import ConfigError, UserError
 from octo_exp.export.formats import FORMATS
 from octo_exp.hw.profile import HardwareProfile
+from octo_exp.trust import check_targets, packages_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-_KEYS = ("format", "run", "output", "hw")
+_KEYS = ("format", "run", "output", "hw", "trust")
 # Formats that ask for a device: whether it has room, and what it takes.
 _ON_DEVICES = ("c", "report")
-_USAGE = f"write format=<{'|'.join(FORMATS)}> run=<folder> [output=FILE] [hw=<profile>] [calibration.images=256]"
+_USAGE = (
+    f"write format=<{'|'.join(FORMATS)}> run=<folder> [output=FILE] [hw=<profile>] [calibration.images=256] "
+    "[trust=<package>]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A format, a run's folder, where the file goes (None: into that folder), how to quantise, for which device.
 
-    calibrates: whether any of the calibration was given.
+    calibrates: whether any of the calibration was given. trust: packages that the run's config may name, beside ours.
     """
 
     format: str
@@ -35,6 +39,7 @@ class Request:
     calibration: Mapping[str, Any]
     calibrates: bool
     profile: HardwareProfile | None
+    trust: tuple[str, ...]
 
     def destination(self, suffix: str) -> Path:
         """Return the file to write, or the folder of a format without suffix; UserError where output= can be none."""
@@ -83,7 +88,14 @@ def parse(arguments: Sequence[str]) -> Request:
         calibration=_calibration(calibration),
         calibrates=bool(calibration),
         profile=profile_of(settings["hw"]) if "hw" in settings else None,
+        trust=packages_of(_listed(settings.get("trust", ""))),
     )
+
+
+def _listed(text: str) -> list[str]:
+    """[a,b], or a alone -> names."""
+    inner = text.removeprefix("[").removesuffix("]")
+    return [name.strip() for name in inner.split(",")] if inner.strip() else []
 
 
 def _calibration(lines: Sequence[str]) -> dict[str, Any]:
@@ -112,5 +124,7 @@ def profile_of(name: str) -> HardwareProfile:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ConfigError(f"hw={name} is unknown; choose one of {known}")
-    profile: HardwareProfile = instantiate(OmegaConf.load(path))
+    node = OmegaConf.load(path)
+    check_targets({"hw": {name: node}}, trust=())
+    profile: HardwareProfile = instantiate(node)
     return profile

@@ -1,6 +1,7 @@
 """What is exported: the network of a run's last checkpoint, with the data that it was trained on."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import nn
 
 from octo_exp.assemble import build_module, replaced
 from octo_exp.base.files import expanded
-from octo_exp.errors import UserError
+from octo_exp.errors import ConfigError, UserError
+from octo_exp.trust import check_targets
 from octo_exp.weights import check_same_network, checkpoint_path, net_state
 
 # What is read of a run's config.
@@ -34,13 +36,24 @@ class Source:
         return instantiate(self.cfg.model, _convert_="all")
 
 
-def read_run(value: str) -> Source:
-    """Return the trained network of a run folder; UserError where the folder holds no finished run."""
+def read_run(value: str, *, trust: Sequence[str] = ()) -> Source:
+    """Return the trained network of a run folder.
+
+    Args:
+        value: the folder.
+        trust: packages whose objects its config may name, beside ours. The config's own `trust` does not count: the
+            folder may be anybody's.
+
+    Raises:
+        UserError: the folder holds no finished run, or its config names what is not trusted; nothing of it was called.
+
+    """
     folder = expanded(value)
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"run={value}: the folder holds no config.yaml; give the folder of a run of train.py")
     cfg = _config(config, value)
+    _check_trusted(cfg, trust, value)
     # A run that only evaluates, as one that quantises a trained net anew, keeps its weights where it found them.
     evaluated = None if cfg.get("train", True) else cfg.get("ckpt")
     checkpoint = checkpoint_path("run", value if evaluated is None else evaluated)
@@ -50,6 +63,8 @@ def read_run(value: str) -> Source:
     # The checkpoint holds weights and scales: where they came from, and what of them trained, matters no more.
     cfg = replaced(cfg, train=False, ckpt=str(checkpoint), init_from=None, update=None, data=_data_here(cfg.data))
     cfg = replaced(cfg, trainer=trainer, kernel=kernel)
+    # Interpolations may say something else now.
+    _check_trusted(cfg, trust, value)
     try:
         datamodule = instantiate(cfg.data)
         datamodule.setup()
@@ -75,6 +90,13 @@ def _config(path: Path, value: str) -> DictConfig:
     if missing:
         raise UserError(f"run={value}: config.yaml has no {missing[0]}; give the folder of a run of train.py")
     return cfg
+
+
+def _check_trusted(cfg: DictConfig, trust: Sequence[str], value: str) -> None:
+    try:
+        check_targets(cfg, trust=trust)
+    except ConfigError as error:
+        raise UserError(f"run={value}: config.yaml: {error}") from error
 
 
 def _data_here(data: DictConfig) -> DictConfig:

@@ -73,7 +73,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(root / "train.py", folder)
-    for name in ("sweeps", "octo_exp/cli", "conf/trainer", "conf/logger", "conf/optim"):
+    for name in ("sweeps", "octo_exp/cli", "octo_exp/trust", "conf/trainer", "conf/logger", "conf/optim"):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("octo_exp/__init__.py", "octo_exp/errors.py", "conf/train.yaml"):
         shutil.copy(root / name, folder / name)

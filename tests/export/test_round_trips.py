@@ -197,13 +197,13 @@ def refused(folder: Path, form: str, capsys, *more: str) -> str:
             "layer features.0: compensation.granularity=element has a number for each pixel, and a bias one for each "
             "channel; train with quant.compensation.granularity=channel",
         ),
-        (("quant=fp32", "model._target_=tests.export.trip_helpers.Squashed"), "squash: Sigmoid"),
+        (("quant=fp32", "model._target_=tests.export.trip_helpers.Squashed", "trust=[tests]"), "squash: Sigmoid"),
     ],
 )
 def test_what_has_no_int8_form_is_named(settings, words, tmp_path, capsys):
     run(composed(*SMALL.split(), *settings, save_dir=tmp_path / "net"))
     for form in FORMATS:
-        assert words in refused(tmp_path / "net", form, capsys)
+        assert words in refused(tmp_path / "net", form, capsys, "trust=tests")
 
 
 @pytest.mark.parametrize("form", FORMATS)
