@@ -31,6 +31,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trace": ({"kernels", "quant", "nn", "hw", "mcu", "update"}, {"torch"}),
     "plots": ({"hw"}, {"matplotlib", "rich"}),
     "lit": (set(), {"torch", "lightning", "torchmetrics"}),
+    "tracking": (set(), {"lightning"}),
     "callbacks": ({"nn", "quant", "hw", "trace", "plots"}, {"torch", "lightning"}),
     "weights": (set(), {"torch"}),
     "results": (set(), {"rich"}),
@@ -40,7 +41,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "assemble": (
         {
             *("callbacks", "data", "hw", "kernels", "lit", "mcu", "models", "native", "nn", "posttraining", "progress"),
-            *("quant", "update", "weights"),
+            *("quant", "tracking", "update", "weights"),
         },
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
@@ -48,7 +49,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"assemble", "deploy", "hw", "mcu", "nn", "plots", "posttraining", "progress", "results", "trace", "weights"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
-    "run": ({"assemble", "results", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
+    "run": ({"assemble", "results", "tracking", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
     "bench": (
         {
             *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "nn", "plots", "posttraining"),
@@ -76,6 +77,7 @@ EXTRA = {
     "mcu/cpu_depthwise.py": {"numba"},
     "mcu/cpu_loops.py": {"numba"},
     "mcu/cpu_vectors.py": {"llvmlite", "numba"},
+    "tracking/session.py": {"wandb"},
     "kernels/triton_conv.py": {"triton"},
     "kernels/triton_gemm.py": {"triton"},
     "kernels/triton_quantize.py": {"triton"},
