@@ -141,9 +141,14 @@ class Session:
 
     def _lose(self, reason: str) -> None:
         self._lost = True
-        kept = f"; `wandb sync {self._folder}` uploads what it kept" if self._folder else ""
+        kept = f"; {self._sync()} uploads what it kept" if self._folder else ""
         self._tell(reason, f"the run goes on without it{kept}")
         self._kill()
+
+    def _sync(self) -> str:
+        folder = Path(self._folder or "")
+        online = "" if folder.name.startswith("offline-") else "--include-online "
+        return f"`wandb sync {online}{folder}`"
 
     def _kill(self) -> None:
         if self._service is not None:
@@ -174,7 +179,10 @@ class Session:
             self.failed(error)
 
     def _finish(self, run: Any) -> None:
-        run.finish(exit_code=self._exit_code)
+        try:
+            run.finish(exit_code=self._exit_code)
+        except TimeoutError:
+            self._tell("the last upload took too long", f"{self._sync()} uploads the rest")
         if self._mode != "disabled":
             # W&B's process does not tell of what it could not write.
             with tempfile.TemporaryFile(dir=self._folder) as file:
@@ -197,7 +205,7 @@ class Session:
             self._lose(f"{reason}; offline: {_reason(error)}" if reason else _reason(error))
             return None
         if reason:
-            log.warning("W&B: %s; the run goes on offline, `wandb sync %s` uploads it later", reason, self._folder)
+            log.warning("W&B: %s; the run goes on offline, %s uploads it later", reason, self._sync())
         return run
 
     def _start(self, mode: str) -> Any:
