@@ -14,12 +14,12 @@ import lightning
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from octo_exp import results
 from octo_exp.assemble import Built, build_module, build_trainer, choice, replaced, resolved
 from octo_exp.errors import UserError
+from octo_exp.tracking import WandbRun
 from octo_exp.trust import check_targets
 from octo_exp.weights import check_same_network, checkpoint_path, net_state, weights_sha256
 
@@ -131,20 +131,22 @@ def _train_and_test(cfg: DictConfig, requested: Mapping[str, Any]) -> dict[str, 
 
 @contextlib.contextmanager
 def _finished_loggers(trainer: Trainer) -> Iterator[None]:
-    """Close W&B's runs: the next job of a sweep would go on writing into this one's."""
+    """Close W&B's runs, however the run ends: its process ends with them."""
+    failed = True
     try:
         yield
+        failed = False
     finally:
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()
+            if isinstance(logger, WandbRun):
+                logger.close(failed=failed)
 
 
 def _summarize(trainer: Trainer, content: Mapping[str, Any]) -> None:
     """Give W&B's run page the figures of results.json that no step logged."""
     numbers = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbRun):
             logger.experiment.summary.update(numbers)
 
 

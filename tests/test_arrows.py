@@ -31,6 +31,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "trace": ({"kernels", "quant", "nn", "hw", "mcu", "update"}, {"torch"}),
     "plots": ({"hw"}, {"matplotlib", "rich"}),
     "lit": (set(), {"torch", "lightning", "torchmetrics"}),
+    "tracking": (set(), {"lightning"}),
     "callbacks": ({"nn", "quant", "hw", "trace", "plots"}, {"torch", "lightning"}),
     "trust": (set(), {"hydra", "omegaconf"}),
     "weights": ({"trust"}, {"torch"}),
@@ -41,7 +42,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "assemble": (
         {
             *("callbacks", "data", "hw", "kernels", "lit", "mcu", "models", "native", "nn", "posttraining", "progress"),
-            *("quant", "update", "weights"),
+            *("quant", "tracking", "update", "weights"),
         },
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
@@ -63,6 +64,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "run": ({"assemble", "results", "trust", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
+    "run": ({"assemble", "results", "tracking", "weights"}, {"hydra", "lightning", "omegaconf", "torch"}),
     "bench": (
         {
             *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "nn", "plots", "posttraining"),
@@ -86,6 +88,7 @@ EXTRA = {
     "kernels/cpu_conv.py": {"numpy"},
     "kernels/cpu_elementwise.py": {"numba", "numpy"},
     "mcu/cpu_vectors.py": {"llvmlite", "numba"},
+    "tracking/session.py": {"wandb"},
     "kernels/triton_conv.py": {"triton"},
     "kernels/triton_gemm.py": {"triton"},
     "kernels/triton_quantize.py": {"triton"},

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from octo_exp.assemble.config import choice, replaced, resolved
 from octo_exp.assemble.module import Built
 from octo_exp.callbacks.steps import StepClock
+from octo_exp.tracking import default_mode
 
 
 def build_trainer(cfg: DictConfig, built: Built) -> tuple[Trainer, dict[str, Any]]:
@@ -40,18 +41,16 @@ def _loggers(cfg: DictConfig) -> list[Logger]:
     loggers = []
     for node in (cfg.get("logger") or {}).values():
         if node:
-            is_wandb = str(node.get("_target_")).endswith("WandbLogger")
+            is_wandb = str(node.get("_target_")).endswith((".WandbRun", ".WandbLogger"))
             loggers.append(instantiate(_wandb_node(cfg, node) if is_wandb else node))
     for logger in loggers:
-        # Lightning passes it on even when it is None, and W&B warns of it in every run.
-        getattr(logger, "_wandb_init", {}).pop("anonymous", None)
         logger.log_hyperparams(resolved(cfg))
     return loggers
 
 
 def _wandb_node(cfg: DictConfig, node: DictConfig) -> DictConfig:
     """Fill what is null: online where the user has a key, else offline; the run's name; the sweep as its group."""
-    mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+    mode = default_mode()
     name = f"{choice('model', cfg)}-{cfg.quant.name}-{cfg.data.name}-s{cfg.seed}"
     sweep = None
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
