@@ -33,6 +33,8 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     # A run that goes on from another's checkpoint keeps its own.
     ".*dirpath has changed from.*",
+    # A machine of a SLURM cluster, used by itself.
+    ".*`srun` command is available on your system.*",
     # Lightning 2.6 with torch 2.13.
     ".*isinstance\\(treespec, LeafSpec\\).*",
 )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def inspect_wandb(file: Path) -> list[dict[str, Any]]:
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(file.parent)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def test_a_run_on_a_machine_of_a_cluster_is_silent(tmp_path, monkeypatch):
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(srun.parent), prepend=":")
+    with warnings.catch_warnings(record=True) as seen:
+        # Without pytest's own filters: what a user would read.
+        warnings.resetwarnings()
+        go(tmp_path / "run", *SMALL, "data.epochs=1", "callbacks={}")
+    assert not [w for w in seen if "srun" in str(w.message)]
 
 
 def test_int8_saves_less_for_the_backward_pass(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels import cpu_loops, torch_int8
+from octo_exp.kernels import cpu_loops, float_gemm, torch_int8
 from octo_exp.kernels.cpu_elementwise import (
     array,
     channels_last_rows,
@@ -181,10 +181,11 @@ def _sum_products(columns: _Columns, rows: Callable[[slice], Tensor], outputs: i
 
 def _sum_by_image(a: Tensor, b: Tensor, images: int) -> Tensor:
     """a [M, O], b [M, K] float32 -> a^T @ b, a product an image: one long float sum would be split by threads."""
-    a, b = a.unflatten(0, (images, -1)), b.unflatten(0, (images, -1))
-    if images * a.shape[2] * b.shape[2] * 4 <= CHUNK_BYTES:
-        return torch.bmm(a.transpose(1, 2), b).sum(0)
-    return sum((x.t() @ y for x, y in zip(a, b, strict=True)), start=torch.zeros(()))
+    a, b = a.unflatten(0, (images, -1)).transpose(1, 2), b.unflatten(0, (images, -1))
+    # A product by itself would be split after all.
+    most = max(2, CHUNK_BYTES // (4 * a.shape[1] * b.shape[2]))
+    parts = [float_gemm.sum_products(x, y) for x, y in zip(a.split(most), b.split(most), strict=True)]
+    return sum(parts[1:], start=parts[0])
 
 
 def float_conv2d_grad_weight(

@@ -1,6 +1,7 @@
-"""Layers that stay float: an fp32 convolution with its ReLU and pooling as one block, and layers in bf16.
+"""Layers that stay float: an fp32 convolution with its ReLU and pooling as one block, fp32 linear layers, bf16 ones.
 
-The fp32 block keeps its input and a mask for the backward pass, nothing else.
+The fp32 block keeps its input and a mask for the backward pass, nothing else. Sums of fp32 layers have one order,
+whatever the number of threads.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from octo_exp.kernels import fused
+from octo_exp.kernels import float_gemm, fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate
@@ -70,6 +71,46 @@ class FloatConv2d(nn.Conv2d):
             y = super().forward(x)
             return y if self.steps is None else activate(y, self.steps, self.impl)
         out: Tensor = _FloatConv.apply(x.float(), self.weight, self.bias, self)
+        return out
+
+
+class _FloatLinear(torch.autograd.Function):
+    """x [..., I], w [O, I], bias [O] or None -> x @ w^T + bias; saves of x and w what the gradients need."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the output."""
+        needs_dx, needs_dw, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None)
+        y = float_gemm.matmul(x, w.t())
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, w and bias."""
+        x, w = ctx.saved_tensors
+        rows = g.flatten(0, -2)
+        dx = None if w is None else float_gemm.matmul(g, w)
+        dw = None if x is None else float_gemm.matmul(rows.t(), x.flatten(0, -2))
+        return dx, dw, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+class FloatLinear(nn.Linear):
+    """nn.Linear in fp32, its three GEMMs in an order that does not depend on the number of threads."""
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear) -> "FloatLinear":
+        """Take over the parameters of a linear layer."""
+        layer = cls.__new__(cls)
+        layer.__dict__.update(linear.__dict__)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output; under autocast the product is autocast's, as in nn.Linear."""
+        if torch.is_autocast_enabled(x.device.type) or x.dim() < 2:
+            return super().forward(x)
+        out: Tensor = _FloatLinear.apply(x, self.weight, self.bias)
         return out
 
 

@@ -11,13 +11,13 @@ from torch import nn
 
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.nn.activation import Activation
-from octo_exp.nn.float_block import FloatConv2d
+from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.layers import QuantConv2d, QuantLayer
 from octo_exp.nn.norm import NORMS
 
 
 def fuse(net: nn.Module, *, impl: str, norm_input: str) -> None:
-    """Swap the net's ReLU, max pool and batch norm modules in place; norms save their input as `norm_input` says.
+    """Swap the net's ReLU, max pool, norm and float linear modules in place; norms save as `norm_input` says.
 
     norm_input: fp32 (the norms stay torch's own) | bf16 | int8.
     """
@@ -87,5 +87,7 @@ def _replace(net: nn.Module, impl: str, norm_input: str) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is nn.ReLU:
                 setattr(parent, name, Activation(Epilogue(relu=True), impl=impl))
+            elif type(child) is nn.Linear:
+                setattr(parent, name, FloatLinear.from_float(child))
             elif type(child) in NORMS and norm_input != "fp32":
                 setattr(parent, name, NORMS[type(child)].from_float(child, saved=norm_input))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.kernels import api, fused
+from octo_exp.kernels import api, float_gemm, fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 
@@ -85,15 +85,15 @@ class LinearOp(GemmOp):
 
     def float_output(self, x: Tensor, w: Tensor) -> Tensor:
         """Return x @ w^T, [..., O]."""
-        return F.linear(x, w)
+        return float_gemm.matmul(x, w.t())
 
     def float_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """Return g @ w, [..., I]."""
-        return g @ w
+        return float_gemm.matmul(g, w)
 
     def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """Return g^T @ x, [O, I]."""
-        return self.rows(g).t() @ self.rows(x)
+        return float_gemm.matmul(self.rows(g).t(), self.rows(x))
 
     def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int]:
         """Return (1, 1): a linear layer's output has no positions to pool."""

@@ -118,13 +118,13 @@ def test_one_wrong_code_is_found(monkeypatch):
     assert not any(comparison.integers_equal for comparison in found)
 
 
-@pytest.mark.parametrize("model", ["lenet5", "alexnet"])
-def test_one_and_two_threads_train_the_same_weights(model):
+@pytest.mark.parametrize(("model", "scheme"), [("lenet5", "octo"), ("lenet5", "int8"), ("alexnet", "octo")])
+def test_any_number_of_threads_trains_the_same_weights(model, scheme):
     threads, trained = torch.get_num_threads(), []
     try:
-        for count in (1, 2):
+        for count in (1, 2, 3, 4):
             torch.set_num_threads(count)
-            subject = build("octo", [f"model={model}", "data=cifar10", *SMALL[model]], batch_size=40)
+            subject = build(scheme, [f"model={model}", "data=cifar10", *SMALL[model]], batch_size=40)
             torch.manual_seed(0)
             for _ in range(2):
                 subject.step()
@@ -132,7 +132,7 @@ def test_one_and_two_threads_train_the_same_weights(model):
             trained.append([p.detach().clone() for p in subject.net.parameters()])
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
+    assert all(torch.equal(tensors[0], t) for tensors in zip(*trained, strict=True) for t in tensors[1:])
 
 
 def test_kernels(tmp_path, capsys):

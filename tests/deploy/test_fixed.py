@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octo_exp.deploy import fixed
@@ -52,14 +52,24 @@ def nearest_float(value: Fraction) -> Fraction:
     """value rounded to 24 bits, halves to even."""
     if value == 0:
         return value
-    exponent = math.floor(abs(value)).bit_length() if abs(value) >= 1 else -200
-    while abs(value) * Fraction(2) ** -(exponent - 24) < 2**23:
+    # One too large at most: 2^(exponent - 1) <= |value| < 2^exponent.
+    exponent = abs(value.numerator).bit_length() - value.denominator.bit_length() + 1
+    if abs(value) < Fraction(2) ** (exponent - 1):
         exponent -= 1
     step = Fraction(2) ** (exponent - 24)
     return round(value / step) * step
 
 
+@given(st.fractions(-(2**40), 2**40, max_denominator=2**40))
+@example(Fraction(536870913, 2**30))
+def test_the_oracle_is_a_cast_to_float32(value):
+    # numpy rounds a float64 once; a fraction that float64 cannot hold would be rounded twice.
+    exact = Fraction(float(value))
+    assert nearest_float(exact) == Fraction(float(np.float32(float(exact))))
+
+
 @given(st.lists(st.tuples(ACC, SMALL_FLOATS), min_size=1, max_size=40), st.integers(-128, 127))
+@example([(536870913, 2.0**-30)], 0)
 def test_requantise_is_the_product_rounded_twice_halves_to_even(pairs, zero):
     sums, reals = zip(*pairs, strict=True)
     value, shift = fixed.factors_of(np.float32(reals))

@@ -47,7 +47,7 @@ def check_forms(spec: ModelSpec, codes: torch.Tensor) -> None:
         assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_compiled_loops_give_the_plain_forms_codes(seed):
     spec = random_model(seed)
@@ -109,7 +109,7 @@ def test_pools(kind, kernel, stride, padding):
     assert torch.equal(pooled.float(), modules[1](first.float()))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_a_layer_is_at_most_a_code_from_the_released_arithmetic(seed):
     """On equal inputs: halves and the last bit of a float32 product are all that differs."""

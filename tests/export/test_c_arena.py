@@ -28,7 +28,7 @@ BUFFERS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(buffers=BUFFERS)
 def test_buffers_that_live_at_once_share_no_byte(buffers):
     places = place(buffers)

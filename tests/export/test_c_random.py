@@ -33,12 +33,7 @@ NETWORKS = {
     "symmetric": st.booleans(),
     "seed": st.integers(0, 2**32 - 1),
 }
-QUIET = {
-    "deadline": None,
-    "database": None,
-    "derandomize": True,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
-}
+QUIET = {"suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 
 
 def check(channels, side, parts, hidden, symmetric, seed):

@@ -146,7 +146,7 @@ def test_graphs_of_any_layout(seed):
 def rate_over(examples):
     found = []
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(graphs())
     def run(case):
         spec, images = case

@@ -5,7 +5,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octo_exp.deploy.bounds import within_int32
@@ -105,21 +105,21 @@ def check(spec: ModelSpec, images: int = 3) -> None:
     assert torch.equal(torch.from_numpy(made), FakeGraph(spec).net.classify(codes))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), build=st.sampled_from([random_model, odd_model, tiny_model, tiny_resnet]))
 def test_random_graphs(seed, build):
     check(build(seed))
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(seed=st.integers(0, 2**32 - 1), build=st.sampled_from([random_model, odd_model, tiny_model, tiny_resnet]))
 def test_many_random_graphs(seed, build):
     check(build(seed))
 
 
 @given(scale=st.floats(1e-30, 1e30, allow_subnormal=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_scale_is_read_as_it_was(scale):
     assert float(repr(scale)) == scale
     step = text.pairs(("x_scale",), (np.float64(scale),))

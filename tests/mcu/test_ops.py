@@ -44,7 +44,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @pytest.mark.parametrize("mode", MODES)
 @given(case=cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_convolution_and_its_gradients_equal_brute_force(mode, case):
     expected = brute_force(case)
     for name, got in zip(("y", "x", "w", "b"), run(case, mode), strict=True):

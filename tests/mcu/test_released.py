@@ -140,7 +140,8 @@ def test_gradient_codes(model, mode):
     assert error[-6:].max() <= 1e-3
     assert error.max() <= 0.1
     plain = np.abs(values["S_full_wgrad_norm"] / values["S_full_wgrad_norm_qgrad"] - 1)
-    assert np.median(error) < np.median(plain)
+    # Further down a rounding here and there is worth as much as the quantisation.
+    assert np.median(error[-6:]) < np.median(plain[-6:]) / 3
 
 
 @pytest.mark.parametrize("model", SHIPPED)

@@ -13,7 +13,8 @@ from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.models.resnet import BasicBlock
 from octo_exp.nn.activation import Activation
 from octo_exp.nn.convert import convert
-from octo_exp.nn.float_block import FloatConv2d
+from octo_exp.nn.float_block import FloatConv2d, FloatLinear
+from octo_exp.nn.fuse import fuse
 from octo_exp.nn.layers import QuantConv2d, QuantLayer, QuantLinear
 from octo_exp.quant.rounding import Clock
 from octo_exp.trace import trace
@@ -113,7 +114,7 @@ def test_what_is_swapped_and_who_does_the_steps():
     kinds = {name: type(module) for name, module in net.named_children()}
     assert kinds["conv1"] is FloatConv2d
     assert [kinds[n] for n in ("conv2", "conv3", "conv4", "fc1")] == [QuantConv2d] * 3 + [QuantLinear]
-    assert [kinds[n] for n in ("pool1", "pool2", "flat", "fc2")] == [nn.Identity, nn.Identity, nn.Flatten, nn.Linear]
+    assert [kinds[n] for n in ("pool1", "pool2", "flat", "fc2")] == [nn.Identity, nn.Identity, nn.Flatten, FloatLinear]
     activations = [m for m in net if isinstance(m, Activation)]
     assert [(m.steps.relu, m.steps.pool) for m in activations] == [(1, 2), (1, 2), (1, 1), (0, 3), (1, 1)]
     assert all(m.absorbed for m in activations)
@@ -257,3 +258,31 @@ def test_a_layer_that_stays_float_follows_autocast():
     assert torch.equal(y, nn.functional.max_pool2d(exact.float().relu(), 2))
     y.sum().backward()
     assert net[0].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (1, 7), (7,)])
+def test_a_linear_layer_that_stays_float_is_torchs(bias, shape):
+    linear = nn.Linear(7, 4, bias=bias)
+    ours, x = FloatLinear.from_float(linear), torch.randn(shape)
+    results = []
+    for layer, dtype in ((ours, torch.float32), (copy.deepcopy(linear).double(), torch.float64)):
+        at = x.to(dtype, copy=True).requires_grad_()
+        y = layer(at)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=dtype).reshape(y.shape))
+        results.append([t.detach().float() for t in (y, at.grad, *(p.grad for p in layer.parameters()))])
+    assert len(results[0]) == 3 + bias
+    for one, exact in zip(*results, strict=True):
+        torch.testing.assert_close(one, exact)
+
+
+def test_float_linear_layers_of_a_converted_net_are_swapped_and_keep_their_parameters():
+    net = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3))
+    weight = net[2].weight
+    fuse(net, impl="reference", norm_input="fp32")
+    assert [type(layer) for layer in net[::2]] == [FloatLinear, FloatLinear]
+    assert net[2].weight is weight
+    weight.requires_grad_(False)
+    net(torch.randn(2, 7)).sum().backward()
+    assert weight.grad is None
+    assert net[0].weight.grad is not None

@@ -26,7 +26,7 @@ def clip(spec: Clipping, t: torch.Tensor) -> torch.Tensor:
 tensors = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40).map(torch.tensor)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     tensors,
     st.sampled_from(FORMS),

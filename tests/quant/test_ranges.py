@@ -65,7 +65,7 @@ def test_the_offset_tensor_does_not_leave_int8():
 finite = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=63)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(finite, st.booleans(), st.booleans(), st.integers(2, 8))
 def test_round_trip(values, symmetric, stochastic, bits):
     t = torch.tensor(values)

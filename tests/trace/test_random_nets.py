@@ -200,14 +200,14 @@ def check(case):
             torch.testing.assert_close(sum(parts), layer.weight.grad, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_random_networks_against_passes_on_data(case):
     check(case)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=1000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_a_thousand_random_networks_against_passes_on_data(case):
     """Half a minute."""

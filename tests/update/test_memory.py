@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octo_exp.update.layer import LayerShape
@@ -75,7 +75,6 @@ def shapes_drawn(draw) -> LayerShape:
     )
 
 
-@settings(deadline=None)
 @given(shape=shapes_drawn(), data=st.data())
 def test_one_layer_by_its_tensors(shape, data):
     kept = data.draw(st.sampled_from([0, shape.in_channels]) if shape.grouped else st.integers(0, shape.in_channels))
@@ -94,7 +93,6 @@ def test_a_frozen_layer_needs_nothing():
     assert layer_memory(shape, LayerRule(train_bias=False, kept=0)).bits == 0
 
 
-@settings(deadline=None)
 @given(
     model=st.sampled_from(sorted(MODELS)),
     n_bias=st.lists(st.integers(0, 42), min_size=2, max_size=2).map(sorted),

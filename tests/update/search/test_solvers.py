@@ -79,7 +79,7 @@ def small_shapes(draw):
     return shapes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(small_shapes(), st.floats(0.07, 6), st.integers(0, 1000))
 def test_the_solvers_find_the_optimum_of_small_networks_within_the_budget(shapes, kb, seed):
     p = problem(shapes, kb, seed)
@@ -90,7 +90,7 @@ def test_the_solvers_find_the_optimum_of_small_networks_within_the_budget(shapes
         assert p.gain(choice) >= (best if isinstance(solver, Exact) else best - 0.01 * abs(best))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sampled_from(list(MODELS)), st.floats(0.2, 400), st.integers(0, 1000))
 def test_no_budget_is_exceeded_by_a_released_model(model, kb, seed):
     shapes = released_shapes(model)
@@ -145,7 +145,7 @@ def test_a_budget_below_the_heads_memory_is_refused():
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 200_000))
 def test_the_least_budget_that_is_told_is_accepted(head_inputs):
     shapes = [LayerShape(in_channels=1, out_channels=1, groups=1, kernel=(1, 1), in_size=(1, 1), out_size=(1, 1))]
