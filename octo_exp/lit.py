@@ -35,6 +35,11 @@ def warmup_cosine(
     return LambdaLR(optimizer, factor)
 
 
+def _schedulers(found: Any) -> list[Any]:
+    """What LightningModule.lr_schedulers gives, as a list."""
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
 class LitClassifier(LightningModule):
     """Cross-entropy training of `net` with accuracy by torchmetrics.
 
@@ -74,6 +79,8 @@ class LitClassifier(LightningModule):
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
         )
+        # Checkpoints inside an epoch keep what was counted; a validation is never gone on with.
+        self.accuracy["train_acc"].persistent(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
@@ -84,16 +91,32 @@ class LitClassifier(LightningModule):
         logits = self.net(images)
         loss = F.cross_entropy(logits, labels)
         metric = self.accuracy[f"{stage}_acc"]
-        metric(logits, labels)
+        metric.update(logits, labels)
         self.log(f"{self.prefix}{stage}/loss", loss, prog_bar=stage == "train", batch_size=len(labels))
-        options = {"on_step": False, "on_epoch": True, "prog_bar": stage != "test", "batch_size": len(labels)}
-        self.log(f"{self.prefix}{stage}/acc", metric, **options)
+        if stage != "train":
+            options = {"on_step": False, "on_epoch": True, "prog_bar": stage == "val", "batch_size": len(labels)}
+            self.log(f"{self.prefix}{stage}/acc", metric, **options)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the task loss plus the net's penalty."""
         loss, penalty = self._step(batch, "train"), self._penalty(self.net)
         return loss if penalty is None else loss + penalty
+
+    def on_train_start(self) -> None:
+        """Give the optimizer the rate that the schedule has for this step: a longer one than before may start here."""
+        for scheduler in _schedulers(self.lr_schedulers()):
+            if isinstance(scheduler, LambdaLR) and scheduler.last_epoch > 0:
+                for group, base, factor in zip(
+                    scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+                ):
+                    group["lr"] = base * factor(scheduler.last_epoch)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the training accuracy, also of an epoch that was begun by another process."""
+        metric = self.accuracy["train_acc"]
+        self.log(f"{self.prefix}train/acc", metric.compute(), prog_bar=True)
+        metric.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log validation loss and accuracy."""
@@ -114,6 +137,8 @@ class LitClassifier(LightningModule):
             raise UserError(
                 "ckpt: what trained there is not what would train here; give the run's own update= and init_from="
             )
+        # A metric does not know that what it has loaded was counted (torchmetrics warns of an empty one).
+        self.accuracy["train_acc"]._update_count = 1
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its per-step scheduler."""

@@ -1,8 +1,6 @@
 """What a run leaves behind: results.json, written whole or not at all, and the table at the end."""
 
 import contextlib
-import hashlib
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -14,31 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 import octo_exp
+from octo_exp.base.files import write_json
 
 FILE = "results.json"
 _PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "wandb", "numpy")
-# What two runs of the same experiment may differ in.
-_PLACES = ("save_dir", "callbacks", "logger", "trust")
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Return eight hex digits that depend on every value of a resolved config."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def experiment(config: Mapping[str, Any]) -> str:
-    """Return the fingerprint of what a run computes: its config without folders, callbacks and loggers."""
-    return fingerprint({k: v for k, v in config.items() if k not in _PLACES})
-
-
-def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the results in `folder` if they are those of the same configuration, else None."""
-    try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = isinstance(content, dict) and experiment(content.get("config", {})) == experiment(config)
-    return content if same else None
 
 
 def versions() -> dict[str, str]:
@@ -56,15 +33,13 @@ def machine() -> str:
 
 
 def write(folder: Path, content: Mapping[str, Any], *, file: str = FILE) -> None:
-    """Write results.json, or another file, through a temporary one, so that it is never half there."""
-    partial = folder / f".{file}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / file)
+    """Write results.json, or another file: whole, in strict JSON. UserError as for `write_json`."""
+    write_json(folder / file, content)
 
 
 def say(message: str) -> None:
-    """Tell the user one line on stdout."""
-    Console(soft_wrap=True).print(message, highlight=False)
+    """Tell the user one line on stdout, as it is: brackets in it are no markup."""
+    Console(soft_wrap=True).print(message, highlight=False, markup=False)
 
 
 def show(folder: Path, content: Mapping[str, Any]) -> None:
@@ -76,9 +51,9 @@ def show(folder: Path, content: Mapping[str, Any]) -> None:
         table.add_row(label, value)
     console = Console()
     console.print(table)
-    console.print(f"results: {folder / FILE}", soft_wrap=True, highlight=False)
+    say(f"results: {folder / FILE}")
     if (folder / "wandb").is_dir():
-        console.print(f"view:    wandb leet {folder / 'wandb'}", soft_wrap=True, highlight=False)
+        say(f"view:    wandb leet {folder / 'wandb'}")
 
 
 def _lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,28 +1,39 @@
 """The life of a run: a config becomes objects, they train and test, and one folder holds what came out."""
 
 import contextlib
-import dataclasses
 import gc
+import json
 import logging
+import secrets
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from octo_exp import results
-from octo_exp.assemble import Built, build_module, build_trainer, choice, replaced, resolved
+from octo_exp import folder as folders
+from octo_exp import identity, results
+from octo_exp.assemble import build_module, build_trainer, check_trainer, choice, replaced, resolved
+from octo_exp.base import signals
+from octo_exp.base.failures import FILE as FAILURE_FILE
+from octo_exp.base.failures import write_failure
+from octo_exp.base.files import write_json, write_text
+from octo_exp.base.lock import hold
+from octo_exp.callbacks.record import RunRecord
 from octo_exp.errors import UserError
+from octo_exp.stages import callback_results, facts, stages
+from octo_exp.start import config_of, identity_of, is_inside, is_sweep, settings, write_command
 from octo_exp.tracking import WandbRun
 from octo_exp.trust import check_targets
-from octo_exp.weights import check_same_network, checkpoint_path, net_state, weights_sha256
 
+# The run's place in W&B.
+TRACKING = "tracking.json"
 _NOISE = (
     # Data lie in memory: worker processes would only cost time.
     ".*does not have many workers.*",
@@ -43,21 +54,19 @@ _NOISE = (
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and test what `cfg` says; return the content of results.json.
 
-    A run folder that already holds the results of the same configuration is returned as it is, so a sweep that is
-    started again in its own folder only adds what is missing.
+    A folder that holds the results of the same run already is returned as it is. One that holds a part of it is gone on
+    with where `resume` says so, and in a sweep, which thus adds what is missing when it is started again. What another
+    run left is moved away, never written over.
+
+    Raises:
+        UserError: whatever a run cannot be made of; in the folder of another process, or of a run that the command
+            does not fit, nothing is changed then.
+        Stopped: the process was asked to end; what was done is kept, and can be gone on with.
+
     """
-    check_targets(cfg)
-    requested = resolved(cfg)
-    finished = results.finished(Path(cfg.save_dir), requested)
-    if finished is not None:
-        results.say(f"already finished: {cfg.save_dir}")
-        return finished
-    with _quiet():
-        source = _source_run(cfg)
-        if source is not None:
-            cfg = replaced(cfg, init_from=str(source))
+    with _quiet(), signals.handled():
         try:
-            return _train_and_test(cfg, requested)
+            return _Job(config_of(cfg)).run()
         finally:
             # Trainer and net hold each other: left to chance, a sweep's next job would start beside this one's tensors.
             gc.collect()
@@ -74,8 +83,155 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _source_run(cfg: DictConfig) -> Path | None:
-    """Train the transfer's source once per configuration, beside the runs that share it; return its folder.
+class _Job:
+    """One run in its folder, from the decision what is to be done there to its results."""
+
+    def __init__(self, cfg: DictConfig, *, shared: bool = False) -> None:
+        check_targets(cfg)
+        _check_one_process(cfg)
+        # Refused now, not once a source is trained, which may be under a part of it.
+        instantiate(cfg.quant, _convert_="all")
+        self.source = _source(cfg)
+        self.datamodule = instantiate(cfg.data)
+        told = None if self.source is None else self.source.identity
+        self.identity = identity_of(cfg, self.datamodule, told)
+        self.cfg, self.folder = cfg, Path(cfg.save_dir)
+        # What is made for several runs is waited for, where another process makes it just now.
+        self._wait: Callable[[str], None] | None = None
+        if shared:
+            self._wait = lambda owner: results.say(f"{self.folder}: waiting for {owner}")
+        self._shared = shared
+        if not cfg.train and folders.holds_training(self.folder):
+            # Beside what was trained, never over it.
+            self.folder = self.folder / folders.EVALUATIONS / self.identity["fingerprint"]
+            self.cfg = replaced(cfg, save_dir=str(self.folder))
+
+    def run(self) -> dict[str, Any]:
+        """Return the results that are there, or make them."""
+        found = self._finished()
+        if found is not None:
+            return found
+        if self.cfg.get("resume") is not None:
+            folders.check_is_run(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold(self.folder, wait=self._wait):
+            # Another process may have finished it meanwhile.
+            found = self._finished()
+            if found is not None:
+                return found
+            folders.check_places(self.folder)
+            checkpoint = self._decided()
+            # What a setting is refused for is found before anything is changed.
+            check_trainer(self.cfg)
+            try:
+                return self._owned(checkpoint)
+            except Exception as error:
+                failure = write_failure(self.folder, error, settings())
+                if failure is not None:
+                    results.say(failure)
+                raise
+
+    def _finished(self) -> dict[str, Any] | None:
+        found = folders.finished(self.folder, self.identity)
+        if found is not None and not self._shared:
+            results.say(f"already finished: {self.folder}")
+        return found
+
+    def _decided(self) -> Path | None:
+        """Return the checkpoint to go on from, or to evaluate; nothing is changed before that is known."""
+        cfg = self.cfg
+        if not cfg.train:
+            return None if cfg.ckpt is None else folders.checkpoint_path("ckpt", cfg.ckpt)
+        resume, sweep = cfg.get("resume") is not None, self._shared or is_sweep()
+        # A run that goes on does not need what it once started from.
+        given = None if resume else self._given()
+        if given is not None and is_inside(str(given), self.folder):
+            return given
+        found, told = folders.going_on(self.folder, self.identity, resume=resume, sweep=sweep)
+        for line in told:
+            results.say(f"{line}; going on from {found.path} instead")
+        if found is not None:
+            return found.path
+        return self._given() if resume else given
+
+    def _given(self) -> Path | None:
+        """Return the checkpoint of ckpt=; RefusedError where this run cannot go on from it."""
+        if self.cfg.ckpt is None:
+            return None
+        given = folders.read(folders.checkpoint_path("ckpt", self.cfg.ckpt), "ckpt")
+        obstacle = identity.obstacle(given.run, self.identity)
+        if obstacle is not None:
+            raise folders.RefusedError(
+                f"ckpt: {given.path} cannot be gone on from: {obstacle}; give the run's own settings, or "
+                "init_from= to start anew from its weights"
+            )
+        return given.path
+
+    def _owned(self, checkpoint: Path | None) -> dict[str, Any]:
+        """Make the folder this run's, then train and test."""
+        continues = checkpoint is not None and is_inside(str(checkpoint), self.folder) and self.cfg.train
+        occupant = None if continues else folders.occupant(self.folder, self.identity)
+        if occupant is not None:
+            kept = folders.make_room(self.folder)
+            results.say(f"{self.folder} held another run ({occupant}): it lies in {kept} now")
+        if continues and folders.results_of(self.folder) is not None:
+            # Of the shorter run: until the longer one is done, there are none.
+            folders.set_aside(self.folder, [results.FILE])
+        folders.tidy(self.folder)
+        (self.folder / FAILURE_FILE).unlink(missing_ok=True)
+        write_command(self.folder)
+        write_text(self.folder / folders.CONFIG, OmegaConf.to_yaml(self.cfg, resolve=True))
+        if self.source is not None and not (continues and not _is_native(self.cfg)):
+            self.source.run()
+        return self._train_and_test(checkpoint, continues=continues)
+
+    def _train_and_test(self, checkpoint: Path | None, *, continues: bool) -> dict[str, Any]:
+        started = time.monotonic()
+        cfg = self.cfg
+        if self.source is not None:
+            cfg = replaced(cfg, init_from=str(self.source.folder))
+        if continues and not _is_native(cfg):
+            # The checkpoint holds all of it, and what it once started from may be gone.
+            cfg = replaced(cfg, init_from=None)
+        cfg = replaced(cfg, ckpt=None if checkpoint is None else str(checkpoint))
+        lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+        self.datamodule.setup()
+        built = build_module(cfg, self.datamodule)
+        for line in built.verdict.lines() if built.verdict is not None else ():
+            results.say(line)
+        record = RunRecord(identity=self.identity, continues=continues)
+        trainer, callbacks = build_trainer(cfg, built, record, _page(self.folder, checkpoint, continues=continues))
+        # Integers are no parameters: they are counted while they are floats.
+        parameters = sum(p.numel() for p in built.module.net.parameters())
+        with _finished_loggers(trainer):
+            metrics = stages(cfg, trainer, built, self.datamodule, checkpoint)
+            content = {
+                **record.metrics,
+                **metrics,
+                **callback_results(callbacks),
+                **facts(cfg, trainer, built),
+                "parameters": parameters,
+                "train_images": self.datamodule.train_size,
+                "seconds": record.seconds + time.monotonic() - started,
+                "fingerprint": self.identity["fingerprint"],
+                "identity": self.identity,
+                "overrides": settings(),
+                "config": resolved(self.cfg),
+            }
+            _summarize(trainer, content)
+        results.write(self.folder, content)
+        if not self._shared:
+            results.show(self.folder, content)
+        return content
+
+
+def _is_native(cfg: DictConfig) -> bool:
+    """Whether the network itself is made from what the run starts from."""
+    return bool(cfg.quant.name == "native")
+
+
+def _source(cfg: DictConfig) -> _Job | None:
+    """The transfer's source, trained once per configuration beside the runs that share it.
 
     None without a source, where source and target are the same data set (that run starts from nothing), and where a
     checkpoint is given: its weights have been through the transfer.
@@ -83,52 +239,41 @@ def _source_run(cfg: DictConfig) -> Path | None:
     source = cfg.get("source")
     if source is None or source.name == cfg.data.name or cfg.ckpt is not None:
         return None
-    # Refused now, not once the source is trained, which may be under a part of it.
-    instantiate(cfg.quant, _convert_="all")
     # What is quantised after training (quant=ptq) trains in float: so does its source.
     quant = cfg.quant.get("training") or cfg.quant
-    copy = replaced(cfg, data=source, source=None, init_from=None, train=True, quant=quant)
-    mark = results.experiment(resolved(copy))
+    copy = replaced(cfg, data=source, source=None, init_from=None, train=True, quant=quant, resume=None)
+    # Another node stands at `data` now, and interpolations say something else.
+    check_targets(copy)
+    mark = identity_of(copy, instantiate(copy.data), None)["fingerprint"][:8]
     name = f"{source.name}-{choice('model', cfg)}-{quant.name}-s{cfg.seed}-{mark}"
     folder = Path(cfg.save_dir).parent / "_sources" / name
-    copy = replaced(copy, save_dir=str(folder))
-    if results.finished(folder, resolved(copy)) is None:
-        results.say(f"transfer: training the source {source.name} once, in {folder}")
-        _train_and_test(copy, resolved(copy))
-    return folder
+    return _Job(replaced(copy, save_dir=str(folder)), shared=True)
 
 
-def _train_and_test(cfg: DictConfig, requested: Mapping[str, Any]) -> dict[str, Any]:
-    # Of a transfer's source, another node stands at `data` now, and interpolations say something else.
-    check_targets(cfg)
-    started = time.perf_counter()
-    folder = Path(cfg.save_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule = instantiate(cfg.data)
-    datamodule.setup()
-    built = build_module(cfg, datamodule)
-    for line in built.verdict.lines() if built.verdict is not None else ():
-        results.say(line)
-    trainer, callbacks = build_trainer(cfg, built)
-    # Integers are no parameters: they are counted while they are floats.
-    parameters = sum(p.numel() for p in built.module.net.parameters())
-    with _finished_loggers(trainer):
-        metrics = _stages(cfg, trainer, built, datamodule)
-        content = {
-            **metrics,
-            **_callback_results(callbacks),
-            **_facts(cfg, trainer, built),
-            "parameters": parameters,
-            "train_images": datamodule.train_size,
-            "seconds": time.perf_counter() - started,
-            "config": requested,
-        }
-        _summarize(trainer, content)
-    results.write(folder, content)
-    results.show(folder, content)
-    return content
+def _page(folder: Path, checkpoint: Path | None, *, continues: bool) -> dict[str, str | None]:
+    """Return a run's place in W&B: its id, its group, what it goes on from; kept in the folder for whoever goes on."""
+    file = folder / TRACKING
+    page: dict[str, Any] = {}
+    if continues and file.is_file():
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            page = dict(json.loads(file.read_text(encoding="utf-8")))
+    sweep = Path(str(HydraConfig.get().sweep.dir)).name if is_sweep() else None
+    page = {"id": page.get("id") or secrets.token_hex(4), "group": page.get("group") or sweep}
+    write_json(file, page)
+    return {**page, "resumed_from": None if checkpoint is None else str(checkpoint)}
+
+
+def _check_one_process(cfg: DictConfig) -> None:
+    """Refuse what would start other processes, or wait for them for ever."""
+    devices = cfg.trainer.get("devices", 1)
+    several = (isinstance(devices, int) and devices not in (0, 1)) or (
+        isinstance(devices, ListConfig) and len(devices) > 1
+    )
+    if several or cfg.trainer.get("num_nodes", 1) != 1:
+        raise UserError(
+            f"trainer.devices={devices}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: the data are in memory "
+            "and one process trains; set both to 1"
+        )
 
 
 @contextlib.contextmanager
@@ -150,88 +295,3 @@ def _summarize(trainer: Trainer, content: Mapping[str, Any]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbRun):
             logger.experiment.summary.update(numbers)
-
-
-def _stages(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any) -> dict[str, float]:
-    """Fit and test as the config says; return the last value of every logged metric."""
-    ckpt = None if cfg.ckpt is None else checkpoint_path("ckpt", cfg.ckpt)
-    if ckpt is not None:
-        remedy = "use the run's own model=, quant= and data="
-        check_same_network(built.module.net, net_state(ckpt, "ckpt"), found=f"ckpt: {ckpt}", remedy=remedy)
-    # A graph is a trained network: it may be evaluated as it is; what is quantised after training starts from one.
-    given = cfg.quant.name == "native" or (built.after is not None and cfg.init_from is not None)
-    if not cfg.train and cfg.test and ckpt is None and not given:
-        raise UserError("train=false evaluates a checkpoint: give ckpt=<run folder or checkpoint file>")
-    if built.after is not None:
-        built.after.forget(Path(cfg.save_dir))
-    metrics: dict[str, float] = {}
-    if cfg.train:
-        trainer.fit(built.module, datamodule=datamodule, ckpt_path=ckpt, weights_only=None if ckpt is None else True)
-        metrics |= _numbers(trainer.callback_metrics)
-    tested = None if cfg.train else ckpt
-    if built.after is not None:
-        metrics |= _quantize(cfg, trainer, built, datamodule, tested)
-        tested = None
-    if cfg.test:
-        trainer.test(built.module, datamodule=datamodule, ckpt_path=tested, verbose=False, weights_only=True)
-        metrics |= _numbers(trainer.callback_metrics)
-    return metrics
-
-
-def _quantize(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any, ckpt: Path | None) -> dict[str, float]:
-    """Test the float net, then put its integer graph in its place; return the metrics, named float/test/..."""
-    module, found = built.module, {}
-    if ckpt is not None:
-        module.net.load_state_dict(net_state(ckpt, "ckpt"))
-    if cfg.test:
-        module.prefix = "float/"
-        trainer.test(module, datamodule=datamodule, verbose=False)
-        found, module.prefix = _numbers(trainer.callback_metrics), ""
-    module.net = built.after.integer_net(module.net.cpu(), datamodule, Path(cfg.save_dir))
-    return found
-
-
-def _numbers(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if not key.endswith(("_step", "_epoch"))}
-
-
-def _callback_results(callbacks: Mapping[str, Any]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for callback in callbacks.values():
-        merged |= getattr(callback, "results", None) or {}
-    return merged
-
-
-def _update_facts(cfg: DictConfig, built: Built) -> dict[str, Any]:
-    """Return the update rule's name and the memory that it needs beside the forward pass."""
-    if built.rule is None:
-        return {"update": None}
-    account = built.rule.memory(built.module.net)
-    return {
-        "update": choice("update", cfg),
-        "update/optimizer": built.rule.optimizer,
-        "update/extra_memory_kb": account.kb,
-        "update/parameters_kb": account.parameters_kb,
-    }
-
-
-def _facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
-    """Return what the run was: names, seed, length, kernel, versions, and the hash of the final weights."""
-    return {
-        "data": cfg.data.name,
-        "source": cfg.source.name if cfg.get("source") else None,
-        "model": choice("model", cfg),
-        "quant": cfg.quant.name,
-        **_update_facts(cfg, built),
-        "kernel": built.impl,
-        "seed": cfg.seed,
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-        "quantized_layers": list(built.converted),
-        "speed_guard": None if built.verdict is None else dataclasses.asdict(built.verdict),
-        "threads": torch.get_num_threads(),
-        "weights_sha256": weights_sha256(built.module.net),
-        "init_from": cfg.init_from,
-        "versions": results.versions(),
-        "machine": results.machine(),
-    }

@@ -1,4 +1,4 @@
-"""Weights between runs: find a run's checkpoint, start a net from it, and name final weights by a hash."""
+"""Weights between runs: start a net from another run's checkpoint, and name final weights by a hash."""
 
 import hashlib
 import logging
@@ -6,34 +6,32 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from octo_exp.checkpoint import net_of, read
 from octo_exp.errors import UserError
-from octo_exp.trust import checkpoint_fault
+from octo_exp.folder import checkpoint_path
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
-
-
-def checkpoint_path(key: str, value: str) -> Path:
-    """A checkpoint file, or a run folder -> the checkpoint file; UserError naming `key` where there is none."""
-    path = Path(value).expanduser()
-    if path.is_dir():
-        found = [p for p in (path / CHECKPOINTS / LAST, path / LAST) if p.is_file()]
-        if not found:
-            raise UserError(f"{key}={value}: the folder holds no {CHECKPOINTS}/{LAST}; give a finished run's folder")
-        return found[0]
-    if not path.is_file():
-        raise UserError(f"{key}={value}: no such file or folder; give a run's folder or one of its checkpoints")
-    return path
+__all__ = [
+    "check_no_compensation",
+    "check_same_network",
+    "checkpoint_path",
+    "net_state",
+    "speed_guard_of",
+    "start_from",
+    "state_sha256",
+    "weights_sha256",
+]
 
 
 def net_state(path: Path, key: str) -> dict[str, Tensor]:
     """Return the net's state dict of a checkpoint; UserError naming the file where it cannot be read."""
-    return _read(path, key)[0]
+    state = net_of(read(path, key))
+    if not state:
+        raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
+    return state
 
 
 def speed_guard_of(path: Path, key: str) -> dict[str, Any] | None:
@@ -41,20 +39,7 @@ def speed_guard_of(path: Path, key: str) -> dict[str, Any] | None:
 
     UserError as for `net_state`.
     """
-    return _read(path, key)[1]
-
-
-def _read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Return a checkpoint's net and verdict."""
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items() if k.startswith("net.")}
-        verdict = checkpoint.get("speed_guard")
-    except Exception as error:
-        raise UserError(f"{key}: {path} {checkpoint_fault(error)}; give another run") from error
-    if not state:
-        raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
-    return state, verdict
+    return read(path, key).get("speed_guard")
 
 
 def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[str]:
@@ -77,6 +62,8 @@ def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[
             raise UserError(
                 f"init_from: {where} has no {name!r}: it is another model or scheme; choose the one it was made with"
             )
+        if state[name].is_floating_point() != value.is_floating_point():
+            raise UserError(f"init_from: {where} holds {state[name].dtype} for {name!r}, which is {value.dtype} here")
         if _unfit(state[name], value):
             raise UserError(_misfit(name, state[name], value, where))
         loaded[name] = state[name]
@@ -142,20 +129,30 @@ def _head(net: nn.Module) -> str:
 
 
 def check_same_network(net: nn.Module, state: dict[str, Tensor], *, found: str, remedy: str) -> None:
-    """UserError where a checkpoint was not written by this configuration's network; found: the setting and the file."""
-    own = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in state.items()}
-    different = sorted(set(own.items()) ^ set(theirs.items()))
-    if different:
-        raise UserError(
-            f"{found} was made by another model, scheme or data set: it differs in {different[0][0]!r}; {remedy}"
-        )
+    """UserError where a checkpoint was not written by this configuration's network; found: the setting and the file.
+
+    Names, shapes and types must be equal: integers would be copied into float weights without a word.
+    """
+    own = {name: (tuple(value.shape), value.dtype) for name, value in net.state_dict().items()}
+    theirs = {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+    different = sorted({name for name in {*own, *theirs} if own.get(name) != theirs.get(name)})
+    if not different:
+        return
+    name = different[0]
+    if name in own and name in theirs and own[name][0] == theirs[name][0]:
+        raise UserError(f"{found} holds {theirs[name][1]} for {name!r}, which is {own[name][1]} here; {remedy}")
+    raise UserError(f"{found} was made by another model, scheme or data set: it differs in {name!r}; {remedy}")
 
 
 def weights_sha256(net: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and bytes of the state dict, in the order of names."""
+    return state_sha256(net.state_dict())
+
+
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """The same of a state dict, as a checkpoint holds it."""
     digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

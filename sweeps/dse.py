@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from octo_exp import cli
 from octo_exp.base.files import clean
 from octo_exp.base.homes import settle_matplotlib
+from octo_exp.base.lock import hold
+from octo_exp.base.signals import Stopped
 from octo_exp.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -48,14 +50,20 @@ def search_machines(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: whatever cannot be searched, and a folder that holds another search.
-        SystemExit: 130, after the state was saved, where the user interrupts.
+        SystemExit: 130 or 143, after the state was saved, where the process is asked to end.
 
     """
+    folder = Path(cfg.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, what="search"):
+        return _search_in(cfg, folder)
+
+
+def _search_in(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     from octo_exp.hw.search.state import Store
     from sweeps import dse_report
 
     config = _request(cfg)
-    folder = Path(cfg.save_dir)
     clean(folder)
     store = Store(folder / STATE_FILE, every_s=_SAVED_EVERY_S, facts={"config": json.dumps(config)})
     with _configuration():
@@ -197,12 +205,18 @@ def _driven(search: "Search", store: "Store", folder: Path) -> "Archive":
     """Run to the end, with a progress bar; where the user interrupts, say how to go on."""
     from octo_exp.hw.search.scan import drive
 
+    code = INTERRUPTED
+    try:
+        with _Bar() as bar:
+            return drive(search, store=store, progress=bar)
+    except KeyboardInterrupt:
+        pass
+    except Stopped as stop:
+        code = stop.exit_code
     # Told outside of the except clause: `cli.launch` takes an exit inside of one for an interrupt of its own.
-    with contextlib.suppress(KeyboardInterrupt), _Bar() as bar:
-        return drive(search, store=store, progress=bar)
     command = shlex.join([*_given(), f"hydra.run.dir={folder}"])
     sys.stderr.write(f"interrupted; to go on: python sweeps/dse.py {command}\n")
-    sys.exit(INTERRUPTED)
+    sys.exit(code)
 
 
 def _given() -> list[str]:

@@ -1,7 +1,9 @@
 """One table of a sweep: `python -m sweeps.summary FOLDER`; with -m it also ends every `python train.py -m`."""
 
 import argparse
+import contextlib
 import csv
+import io
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
-from octo_exp.cli import report_failures
+from octo_exp.base.files import write_text
+from octo_exp.base.lock import hold
+from octo_exp.cli import at_stop, report_failures
 from octo_exp.errors import UserError
-from sweeps.runs import NAMES, SETTING, read_failures, read_runs
+from sweeps.runs import NAMES, SETTING, read_failures, read_runs, read_unfinished
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -132,27 +136,34 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     first = ["job", *NAMES]
     keys = _distinct(key for row in rows for key in row)
     fields = [key for key in first if key in keys] + sorted(set(keys) - set(first))
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fields)
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def report(folder: str | Path, console: "Console | None" = None) -> int:
-    """Prints the tables and the failures of a folder, writes summary.csv into it; returns how many jobs failed."""
+    """Prints the tables and the failures of a folder, writes summary.csv into it; returns how many jobs failed.
+
+    UserError, after all of it is printed, where summary.csv cannot be written.
+    """
     root = Path(folder)
-    rows, failures = read_runs(root), read_failures(root)
+    rows, failures, unfinished = read_runs(root), read_failures(root), read_unfinished(root)
     console = console or _console()
     if rows:
         _print_tables(rows, root, console)
-    elif not failures:
+    elif not failures and not unfinished:
         _say(console, f"{root} holds no results.json: no job has finished there.")
     for failure in failures:
         settings = " ".join(map(str, failure.get("overrides", [])))
         _say(console, f"failed: job {failure['job']} ({settings}): {failure.get('error')}", style="red")
+    for job in unfinished:
+        _say(console, f"not finished: job {job}: started again, it goes on", style="yellow")
+    if rows:
+        # Last: on a full disk the tables are there all the same.
+        write_csv(rows, root / "summary.csv")
+        _say(console, f"The runs lie in {root}, the table in {root / 'summary.csv'}.")
     return len(failures)
 
 
@@ -160,8 +171,6 @@ def _print_tables(rows: Sequence[Row], root: Path, console: "Console") -> None:
     console.print(summary_table(rows))
     for table in (*transfer_tables(rows), *update_tables(rows)):
         console.print(table)
-    write_csv(rows, root / "summary.csv")
-    _say(console, f"The runs lie in {root}, the table in {root / 'summary.csv'}.")
     tracked = next((folder for folder in (root / row["job"] / "wandb" for row in rows) if folder.is_dir()), None)
     if tracked is not None:
         _say(console, f"W&B: `wandb leet {tracked}` shows a run here, `wandb sync` uploads it.")
@@ -173,17 +182,35 @@ def _say(console: "Console", text: str, style: str | None = None) -> None:
 
 
 class SummaryCallback(Callback):
-    """Ends a Hydra multirun with the table of its folder."""
+    """Holds the folder of a Hydra multirun while it lasts, and ends it with the table of that folder."""
+
+    def __init__(self) -> None:
+        self._held = contextlib.ExitStack()
+
+    def on_multirun_start(self, config: "DictConfig", **kwargs: Any) -> None:
+        """Takes the folder; where another sweep has it, nothing in it is changed and the program ends."""
+        folder = Path(str(config.hydra.sweep.dir))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(hold(folder, what="sweep"))
+        except (UserError, OSError) as error:
+            # Hydra would turn it into a warning.
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(getattr(error, "exit_code", 1))
+        at_stop(lambda: self._report(folder))
 
     def on_multirun_end(self, config: "DictConfig", **kwargs: Any) -> None:
         """Reports on the sweep's folder; failed jobs count for the exit code."""
+        report_failures(self._report(Path(str(config.hydra.sweep.dir))))
+
+    def _report(self, folder: Path) -> int:
         try:
-            failed = report(Path(str(config.hydra.sweep.dir)))
+            return report(folder)
         except UserError as error:
-            # Hydra would turn it into a warning.
             sys.stderr.write(f"error: {error}\n")
-            failed = 1
-        report_failures(failed)
+            return 1
+        finally:
+            self._held.close()
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:

@@ -37,14 +37,14 @@ def test_a_checkpoint_that_names_a_function_is_refused_by_that_name(function, na
         assert zipfile.is_zipfile(file)
     else:
         file.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(UserError, match=rf"^init_from: {file} names {name}; it was not run; give another run$"):
+    with pytest.raises(UserError, match=rf"^init_from: {file} names {name}; it was not run; give another run"):
         net_state(file, "init_from")
     assert not made.exists()
 
 
 def test_what_is_no_checkpoint_keeps_its_reason(tmp_path):
     (tmp_path / "last.ckpt").write_text("nonsense")
-    with pytest.raises(UserError, match=r"last.ckpt is not a readable checkpoint \(.+\); give another run"):
+    with pytest.raises(UserError, match=r"last.ckpt is not a whole checkpoint \(.+\); give another run"):
         net_state(tmp_path / "last.ckpt", "ckpt")
 
 

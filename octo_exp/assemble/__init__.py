@@ -3,6 +3,16 @@
 from octo_exp.assemble.config import choice, replaced, resolved
 from octo_exp.assemble.module import Built, build_module
 from octo_exp.assemble.nets import quantize_net, speed_guard
-from octo_exp.assemble.trainer import build_trainer
+from octo_exp.assemble.trainer import build_trainer, check_trainer
 
-__all__ = ["Built", "build_module", "build_trainer", "choice", "quantize_net", "replaced", "resolved", "speed_guard"]
+__all__ = [
+    "Built",
+    "build_module",
+    "build_trainer",
+    "check_trainer",
+    "choice",
+    "quantize_net",
+    "replaced",
+    "resolved",
+    "speed_guard",
+]

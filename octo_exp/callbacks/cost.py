@@ -13,6 +13,8 @@ from torch import nn
 from octo_exp.base.files import make_folder_of, write_csv
 from octo_exp.errors import UserError
 from octo_exp.hw import (
+    CONVENTIONS,
+    GRAD_INPUT_FORMS,
     CostReport,
     CostRow,
     EnergyTable,
@@ -69,6 +71,12 @@ class CostCallback(Callback):
         grad_input_form: str,
         energy: EnergyTable | None,
     ) -> None:
+        for name, value, known in (
+            ("convention", convention, CONVENTIONS),
+            ("grad_input_form", grad_input_form, GRAD_INPUT_FORMS),
+        ):
+            if value not in known:
+                raise UserError(f"callbacks.cost.{name}={value} is unknown; choose one of {', '.join(known)}")
         self.profiles = dict(profiles)
         self.convention = convention
         self.grad_input_form = grad_input_form

@@ -73,6 +73,7 @@ class MemoryCallback(Callback):
     def __init__(self) -> None:
         self.saved: dict[str, int] = {}
         self._started = False
+        self._peak_before = 0.0
         self._context: SavedTensors | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -95,6 +96,15 @@ class MemoryCallback(Callback):
             self._context = None
             self._write(Path(trainer.default_root_dir) / "memory.csv")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far: bytes by layer, and the peak in MiB."""
+        return {"saved": self.saved, "peak": max(self._peak_before, peak_mib())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what an earlier process measured: the step is the same, the peak the larger of both."""
+        self.saved = {str(name): int(size) for name, size in state_dict["saved"].items()}
+        self._peak_before = float(state_dict["peak"])
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the count of a step that broke off: the next job of the process would go on with its hooks."""
         if self._context is not None:
@@ -109,7 +119,7 @@ class MemoryCallback(Callback):
     def results(self) -> dict[str, float | None]:
         """Return the totals in MiB."""
         total = sum(self.saved.values()) / MIB if self.saved else None
-        return {"memory/saved_for_backward_mib": total, "memory/peak_mib": peak_mib()}
+        return {"memory/saved_for_backward_mib": total, "memory/peak_mib": max(self._peak_before, peak_mib())}
 
 
 def reset_peak() -> None:

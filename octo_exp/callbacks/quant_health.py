@@ -68,6 +68,15 @@ class QuantHealth(Callback):
             self._remember_worst(numbers)
             self._values = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the worst gradient so far."""
+        return {"worst": None if self.worst is None else list(self.worst)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after earlier steps."""
+        worst = state_dict["worst"]
+        self.worst = None if worst is None else (float(worst[0]), str(worst[1]))
+
     def _observe(self, layer: QuantLayer, operand: str, t: Tensor, q: QTensor) -> None:
         quantizer = layer.quantizer_of(operand)
         health = operand_health(t, q, quantizer.q_min, quantizer.q_max)

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from octo_exp.checkpoint import first_non_finite
 from octo_exp.errors import UserError
 from octo_exp.quant.rounding import Clock, keyed_seed
 
@@ -30,13 +31,20 @@ class StepClock(Callback):
 class Throughput(Callback):
     """Images a second of training, data loading included, validation not; the first `skip` steps warm up.
 
-    Result: train/images_per_s over all later steps (over all steps where there are no later ones, None without any).
+    A process that goes on with a run warms up too. Result: train/images_per_s over all other steps (over all steps
+    where there are no others, None without any).
     """
 
     def __init__(self, *, skip: int) -> None:
         self.skip = skip
-        self._steps: list[tuple[int, float]] = []
+        # (images, seconds) of steps that warmed up, and of the others.
+        self._warming, self._counted = (0, 0.0), (0, 0.0)
+        self._seen = 0
         self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: a run that goes on inside an epoch has no start of it."""
+        self._since = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -49,17 +57,33 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the batch's images and the seconds since the one before it."""
+        """Add the batch's images and the seconds since the one before it."""
         now = time.perf_counter()
-        self._steps.append((len(batch[1]), now - self._since))
+        step = (len(batch[1]), now - self._since)
+        if self._seen < self.skip:
+            self._warming = _plus(self._warming, step)
+        else:
+            self._counted = _plus(self._counted, step)
+        self._seen += 1
         self._since = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"warming": list(self._warming), "counted": list(self._counted)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after earlier steps."""
+        self._warming, self._counted = tuple(state_dict["warming"]), tuple(state_dict["counted"])
 
     @property
     def results(self) -> dict[str, float | None]:
         """Return the rate over the whole training."""
-        counted = self._steps[self.skip :] or self._steps
-        seconds = sum(s for _, s in counted)
-        return {"train/images_per_s": sum(n for n, _ in counted) / seconds if counted else None}
+        images, seconds = self._counted if self._counted[0] else self._warming
+        return {"train/images_per_s": images / seconds if images else None}
+
+
+def _plus(sums: tuple[int, float], step: tuple[int, float]) -> tuple[int, float]:
+    return sums[0] + step[0], sums[1] + step[1]
 
 
 def first_non_finite_layer(net: nn.Module, images: Tensor) -> str:
@@ -91,7 +115,7 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 class FiniteGuard(Callback):
-    """Stops training at the first loss that is NaN or infinite, names the layer, keeps the last checkpoint."""
+    """Stops a run at the first loss that is NaN or infinite, in training, validation or test; names where it began."""
 
     def __init__(self) -> None:
         self._images: Tensor | None = None
@@ -102,14 +126,36 @@ class FiniteGuard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Raise UserError where the loss is not finite."""
-        if bool(torch.isfinite(loss)):
-            return
-        layer = first_non_finite_layer(pl_module.net, self._images)
-        # The last of these callbacks writes after every epoch (conf/callbacks/default.yaml).
-        written = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
-        checkpoint = written[-1] if written else "none written yet"
-        raise UserError(
-            f"the loss is {loss.item()} at epoch {trainer.current_epoch}, step {trainer.global_step}; first non-finite "
-            f"output: layer {layer}; last good checkpoint: {checkpoint}; lower optim.optimizer.lr (with update=, "
-            "update.lr) or set trainer.gradient_clip_val"
-        )
+        if not bool(torch.isfinite(loss)):
+            layer = first_non_finite_layer(pl_module.net, self._images)
+            raise diverged(trainer, f"the loss is {loss.item()}", f"; first non-finite output: layer {layer}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise UserError where a metric of the validation is not finite."""
+        self._check_metrics(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise UserError where a metric of the test is not finite."""
+        self._check_metrics(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise UserError where a weight is not finite: the last update has been through no loss."""
+        name = first_non_finite(pl_module.net.state_dict())
+        if name is not None:
+            raise diverged(trainer, f"{name} is not finite")
+
+    def _check_metrics(self, trainer: Trainer) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if not bool(torch.isfinite(value).all()):
+                raise diverged(trainer, f"{name} is {float(value)}")
+
+
+def diverged(trainer: Trainer, what: str, where: str = "") -> UserError:
+    """Return the one line for a run that has diverged: what is not finite, when, what is left, the remedy."""
+    # Written by this process, or what it went on from.
+    written = [path for callback in trainer.checkpoint_callbacks if (path := getattr(callback, "path", None))]
+    checkpoint = written[-1] if written else trainer.ckpt_path or "none written yet"
+    return UserError(
+        f"{what} at epoch {trainer.current_epoch}, step {trainer.global_step}{where}; last good checkpoint: "
+        f"{checkpoint}; lower optim.optimizer.lr (with update=, update.lr) or set trainer.gradient_clip_val"
+    )

@@ -11,6 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from octo_exp.cli import resume
 from octo_exp.cli.groups import check_group, group_line_for_hydra
 from octo_exp.cli.keys import KeyTree, check_key, missing_plus
 from octo_exp.cli.settings import Setting, check_sweep, parse, read_setting
@@ -33,6 +34,7 @@ def check_arguments(argv: Sequence[str], *, config_dir: str | Path, config_name:
     Returns the arguments for Hydra: flags first, and three forms that Hydra alone refuses put into those it takes
     (`+group=x` for a group that is null by default, `group=null`, and `quant.overrides.layer=x` without a '+').
     """
+    argv = resume.expanded(argv)
     flags = _parse_flags(argv)
     words = _flag_words(argv, flags.overrides)
     if flags.experimental_rerun:
@@ -63,6 +65,9 @@ def _check_settings(given: Sequence[Setting], flags: Namespace, space: ConfigSpa
     if runs and not multirun and cfg.hydra.sweeper.get("params"):
         raise ConfigError(f"'{space.config_name}' is a sweep: add -m to run it")
     if runs:
+        folder = cfg.get(resume.KEY)
+        if folder not in (None, resume.AUTO):
+            resume.check_beside(flags.overrides, resolved(cfg), Path(str(folder)))
         _check_folders(cfg, multirun=multirun)
     elif flags.resolve:
         resolved(cfg)

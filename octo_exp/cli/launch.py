@@ -1,9 +1,9 @@
 """Starts Hydra, guards each job, and turns what went wrong into lines and an exit code."""
 
-import json
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,32 +11,42 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from octo_exp.base import signals
+from octo_exp.base.failures import FILE as FAILURE_FILE
+from octo_exp.base.failures import message_of, user_error, write_failure
 from octo_exp.cli.arguments import check_arguments
 from octo_exp.cli.wording import one_line
 from octo_exp.errors import UserError
 
-FAILURE_FILE = "failed.json"
 INTERRUPTED = 130
+# A run that has begun has it.
+_CONFIG_FILE = "config.yaml"
 
-# Jobs run inside Hydra, which returns nothing: exit codes of those that failed, and the folder of the latest.
+# Jobs run inside Hydra, which returns nothing: exit codes of those that failed, the folder of the latest, the folder of
+# the sweep, and what is told when a sweep is stopped.
 _exit_codes: list[int] = []
 _folders: list[Path] = []
+_sweeps: list[Path] = []
+_last_words: list[Callable[[], Any]] = []
 
 
 def launch(main: Callable[[], Any], *, config_dir: str | Path, config_name: str = "train") -> NoReturn:
     """Checks sys.argv, runs Hydra's `main` and exits.
 
-    0: all jobs succeeded; 1: one failed (in a single run, the error's own code); 2: wrong configuration; 130:
-    interrupted.
+    0: all jobs succeeded; 1: one failed (in a single run, the error's own code); 2: wrong configuration; 130 and 143:
+    stopped by SIGINT and SIGTERM.
     """
-    _exit_codes.clear()
-    _folders.clear()
+    for kept in (_exit_codes, _folders, _sweeps, _last_words):
+        kept.clear()
     try:
-        sys.argv[1:] = check_arguments(sys.argv[1:], config_dir=config_dir, config_name=config_name)
-        main()
+        with signals.handled():
+            sys.argv[1:] = check_arguments(sys.argv[1:], config_dir=config_dir, config_name=config_name)
+            main()
     except UserError as error:
         _say(str(error))
         sys.exit(error.exit_code)
+    except signals.Stopped as stop:
+        _exit_stopped(stop)
     except KeyboardInterrupt:
         _exit_interrupted()
     except SystemExit as stop:
@@ -50,25 +60,40 @@ def launch(main: Callable[[], Any], *, config_dir: str | Path, config_name: str 
 def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Runs one job of Hydra's and returns its result, or None where it failed.
 
-    A user's mistake becomes one line, a bug its traceback; both leave FAILURE_FILE in the job's folder. Nothing is
-    raised, so that the other jobs of a sweep and the table at its end still come.
+    A user's mistake becomes one line, a bug its traceback; both leave FAILURE_FILE in the job's folder, unless that is
+    another run's. Nothing is raised but Stopped, so that the other jobs of a sweep and the table at its end still come.
     """
     state = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
     _folders.append(folder)
-    (folder / FAILURE_FILE).unlink(missing_ok=True)
     multirun = state.mode == RunMode.MULTIRUN
+    if multirun:
+        _sweeps.append(Path(str(state.sweep.dir)))
+    fresh = _is_fresh(folder)
+    if fresh:
+        (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
-        return job(cfg)
+        with signals.handled():
+            return job(cfg)
     except Exception as error:
-        mistake = _user_error(error)
+        mistake = user_error(error)
         if mistake is None:
             traceback.print_exc()
-        message = f"{type(error).__name__}: {error}" if mistake is None else str(mistake)
+        message = message_of(error)
         _say(f"job {state.job.num}: {message}" if multirun else message)
         _exit_codes.append(1 if multirun or mistake is None else mistake.exit_code)
-        _write_failure(folder, message, list(state.overrides.task))
+        # A job that has begun has told it itself.
+        if fresh and not (folder / _CONFIG_FILE).exists():
+            failure = write_failure(folder, error, list(state.overrides.task))
+            if failure is not None:
+                _say(failure)
         return None
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a command leaves before it begins: what else is in it, is not ours."""
+    ours = (FAILURE_FILE, ".hydra", ".lock", ".owner.json")
+    return all(path.name in ours or path.suffix == ".log" for path in folder.iterdir())
 
 
 def report_failures(number: int) -> None:
@@ -76,23 +101,33 @@ def report_failures(number: int) -> None:
     _exit_codes.extend([1] * number)
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Finds a user's mistake, also where hydra.utils.instantiate wrapped it."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
-
-
-def _write_failure(folder: Path, message: str, overrides: Sequence[str]) -> None:
-    content = {"error": one_line(message), "overrides": list(overrides)}
-    try:
-        (folder / FAILURE_FILE).write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        _say(f"{FAILURE_FILE} could not be written: {error.strerror}")
+def at_stop(tell: Callable[[], Any]) -> None:
+    """Calls `tell` where a signal ends the sweep."""
+    _last_words.append(tell)
 
 
 def _say(message: str) -> None:
     sys.stderr.write(f"error: {one_line(message)}\n")
+
+
+def _exit_stopped(stop: signals.Stopped) -> NoReturn:
+    """Says how to go on, after the table of what is done where it was a sweep."""
+    for tell in _last_words:
+        tell()
+    sys.stderr.write(f"{stop}{_how_to_go_on()}\n")
+    sys.exit(stop.exit_code)
+
+
+def _how_to_go_on() -> str:
+    program = Path(sys.argv[0]).name
+    if _sweeps:
+        words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+        command = shlex.join(["python", program, *words, f"hydra.sweep.dir={_sweeps[-1]}"])
+        return f" in job {len(_folders) - 1}; to go on: {command}"
+    if _folders and (_folders[-1] / _CONFIG_FILE).exists():
+        command = shlex.join(["python", program, f"resume={_folders[-1]}"])
+        return f"; what was done lies in {_folders[-1]}; to go on: {command}"
+    return "; nothing was begun"
 
 
 def _exit_interrupted() -> NoReturn:

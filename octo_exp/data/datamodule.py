@@ -1,16 +1,18 @@
 """One LightningDataModule for every image classification set; a set is a yaml in conf/data."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from octo_exp.base.files import expanded
 from octo_exp.data.augment import augmentation
 from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, split_names
+from octo_exp.data.content import content_of
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.sources import load_split
 from octo_exp.data.spec import KINDS, Spec, Split, join_splits
@@ -114,7 +116,7 @@ class ImageDataModule(LightningDataModule):
         self.spec = Spec(
             name=name,
             kind=one_of("source", source, KINDS),
-            folder=Path(root).expanduser() / (folder or "") if root else None,
+            folder=expanded(root) / (folder or "") if root else None,
             hub=hub,
             image_columns=(image_column,) if isinstance(image_column, str) else tuple(image_column),
             label_column=label_column,
@@ -131,6 +133,8 @@ class ImageDataModule(LightningDataModule):
         self.class_names: tuple[str, ...] = ()
         self.train_size = 0
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._train_loader: BatchLoader | None = None
+        self._resume: tuple[int, int] | None = None
 
     def _statistics(self, key: str, values: Sequence[float]) -> tuple[float, ...]:
         if len(values) not in (self.channels, self.spec.shape[0]):
@@ -139,6 +143,11 @@ class ImageDataModule(LightningDataModule):
                 f"(data.shape) or {self.channels} (data.channels)"
             )
         return match_channels([float(value) for value in values], self.channels)
+
+    def content(self) -> str:
+        """A hash of what the splits are made of; nothing is decoded. UserError where a split is not there."""
+        names = dict.fromkeys([*self.train_names, *self.test_names])
+        return hashlib.sha256(repr([(name, content_of(self.spec, name)) for name in names]).encode()).hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
         """Read what `stage` needs, once; `fit` reads the test split too, so that no training ends in a missing file."""
@@ -194,7 +203,22 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Batches in an order keyed by (seed, epoch); in file order under the trainer's overfit_batches."""
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        return self._loader("train", shuffle=not overfit, drop_last=self.drop_last, keyed=True)
+        loader = self._train_loader = self._loader("train", shuffle=not overfit, drop_last=self.drop_last, keyed=True)
+        if self._resume is not None:
+            loader.go_on(*self._resume)
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its training batches were handed out; Lightning keeps it in checkpoints."""
+        epoch, step = (0, 0) if self._train_loader is None else self._train_loader.place
+        return {"epoch": epoch, "step": step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after the batches that were handed out, if the next epoch is the one that they were of."""
+        self._resume = (int(state_dict["epoch"]), int(state_dict["step"]))
+        # Whoever asks for the number of batches has made the loader already.
+        if self._train_loader is not None:
+            self._train_loader.go_on(*self._resume)
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation image once."""

@@ -84,7 +84,10 @@ class EpochSampler:
 
 
 class BatchLoader:
-    """Batches of tensors that lie in memory; keeps its place, so that a checkpoint inside an epoch resumes exactly.
+    """Batches of tensors that lie in memory; knows its place, which is the data module's state.
+
+    Its own `state_dict` is empty, and only says to Lightning that it can go on: what a loader keeps there is not handed
+    back (Lightning#20550).
 
     Not a torch DataLoader: that one draws from the global generator at every epoch, cannot say where it stands, is
     rebuilt without its batches by `overfit_batches`, and is told to use workers that in-memory data does not need.
@@ -126,10 +129,17 @@ class BatchLoader:
             yield (images, labels, (epoch, step)) if self.keyed else (images, labels)
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches were handed out; Lightning stores it in checkpoints."""
-        return {"epoch": self._place[0], "step": self._place[1]}
+        """Return nothing: the place is the data module's to keep."""
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Skip what was handed out, if the next iteration is of the same epoch."""
-        self._resume = (state_dict["epoch"], state_dict["step"])
-        self._place = self._resume
+        """Take nothing."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch, and how many of its batches were handed out."""
+        return self._place
+
+    def go_on(self, epoch: int, step: int) -> None:
+        """Leave out the first `step` batches of the next iteration, if that is of `epoch`."""
+        self._resume = self._place = (epoch, step)

@@ -61,13 +61,28 @@ def _resolve(spec: Spec) -> str:
     raise UserError(f"{spec.looked_for()}; {spec.remedy()}")
 
 
-def _from_disk(spec: Spec, kind: str, folder: Path, split: str) -> Split:
+def source_files(spec: Spec, split: str) -> tuple[str, list[Path]]:
+    """The kind of a set, and the files that a split of it depends on, none where it is no local one.
+
+    Raises:
+        UserError: no such folder or split.
+
+    """
+    kind = _resolve(spec)
+    if kind in ("digits", "hub"):
+        return kind, []
+    if spec.folder is None or not spec.folder.is_dir():
+        raise UserError(f"{spec.looked_for()}; {spec.remedy()}")
     if kind == "parquet":
-        files = depends_on = parquet_files(spec, folder, split)
-    else:
-        # The test split's labels depend on the training split's folders too.
-        files, training_files = class_files(spec, folder, split), class_files(spec, folder, spec.class_split)
-        depends_on = files + training_files
+        return kind, parquet_files(spec, spec.folder, split)
+    # The test split's labels depend on the training split's folders too.
+    return kind, class_files(spec, spec.folder, split) + class_files(spec, spec.folder, spec.class_split)
+
+
+def _from_disk(spec: Spec, kind: str, folder: Path, split: str) -> Split:
+    depends_on = source_files(spec, split)[1]
+    files = depends_on if kind == "parquet" else class_files(spec, folder, split)
+    training_files = [] if kind == "parquet" else class_files(spec, folder, spec.class_split)
 
     def build() -> Split:
         if kind == "parquet":

@@ -1,6 +1,7 @@
 """A small project: the true front of octo-exp over few, small configs and a run that only writes results."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ FILES = {
     "conf/callbacks/default.yaml": "cost:\n  every: 10\nmemory:\n  every: 10\n",
     "conf/experiment/claim.yaml": "# @package _global_\ndefaults:\n  - override /model: vgg11\nseed: 7\n",
     "octo_exp/run.py": """
-import json, logging
+import json, logging, os, signal
 from pathlib import Path
 from octo_exp.errors import UserError
 
@@ -52,6 +53,10 @@ def run(cfg):
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             raise SystemExit(1)
+    if cfg.seed in (20, 21, 22):
+        # As a run that has begun: it owns its folder.
+        Path(cfg.save_dir, "config.yaml").write_text(f"seed: {cfg.seed}\\n")
+        os.kill(os.getpid(), {20: signal.SIGTERM, 21: signal.SIGINT, 22: signal.SIGUSR2}[cfg.seed])
     if cfg.seed == 18:
         # As a job in another process, of which only the folder tells.
         Path(cfg.save_dir, "failed.json").write_text('{"error": "far away", "overrides": []}')
@@ -73,9 +78,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(root / "train.py", folder)
-    for name in ("sweeps", "octo_exp/cli", "octo_exp/trust", "conf/trainer", "conf/logger", "conf/optim"):
+    for name in (
+        "sweeps",
+        "octo_exp/base",
+        "octo_exp/cli",
+        "octo_exp/trust",
+        "conf/trainer",
+        "conf/logger",
+        "conf/optim",
+    ):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("octo_exp/__init__.py", "octo_exp/errors.py", "conf/train.yaml"):
+    for name in ("octo_exp/__init__.py", "octo_exp/errors.py", "octo_exp/identity.py", "conf/train.yaml"):
         shutil.copy(root / name, folder / name)
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +105,11 @@ def train(project: Path, tmp_path: Path) -> Train:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", str(project / "train.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        # A shell's background jobs ignore SIGINT, and so would their children.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     return run

@@ -6,7 +6,7 @@ from torch import nn
 
 from octo_exp.errors import UserError
 from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
-from octo_exp.nn.float_block import FloatConv2d
+from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.layers import QuantConv2d, QuantLinear
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme, apply_override
@@ -40,7 +40,7 @@ def test_first_and_last_stay_float_by_default_and_parameters_are_the_same_object
     assert converted(model, with_skip("int8", "first", "last")) == ("conv2", "fc1")
     # In fp32, with the ReLU behind it.
     assert type(model.conv1) is FloatConv2d
-    assert type(model.fc2) is nn.Linear
+    assert type(model.fc2) is FloatLinear
     assert isinstance(model.conv2, QuantConv2d)
     assert isinstance(model.fc1, QuantLinear)
     assert model.conv2.weight is weight

@@ -8,7 +8,7 @@ from torch import nn
 
 from octo_exp.models.lenet5 import LeNet5
 from octo_exp.nn.convert import convert
-from octo_exp.nn.float_block import Bf16Conv2d, Bf16Linear
+from octo_exp.nn.float_block import Bf16Conv2d, Bf16Linear, FloatLinear
 from octo_exp.nn.guard import Guard
 from octo_exp.nn.layers import QuantConv2d, QuantLayer
 from octo_exp.quant.rounding import Clock
@@ -55,7 +55,7 @@ def test_int8_stays_only_where_it_is_the_fastest(tmp_path, monkeypatch):
     converted = convert(model, scheme("int8"), impl="torch", clock=Clock(), keep=verdict.keep)
     assert converted == ("features.3",)
     kinds = [type(model.get_submodule(name)) for name in ("features.3", "features.6", "classifier.0")]
-    assert kinds == [QuantConv2d, Bf16Conv2d, nn.Linear]
+    assert kinds == [QuantConv2d, Bf16Conv2d, FloatLinear]
     assert all(p is parameters[name] for name, p in model.named_parameters())
     model(torch.randn(4, *SHAPE)).sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())

@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from octo_exp.cli import FAILURE_FILE
-from octo_exp.errors import UserError
-from sweeps.runs import read_failures, read_runs
+from sweeps.runs import read_failures, read_runs, read_unfinished
 from sweeps.summary import SummaryCallback, main, report, summary_table, transfer_tables, update_tables
 
 RESULTS = {
@@ -80,10 +79,40 @@ def test_one_run_folder_is_a_sweep_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
-def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(UserError, match=r"results\.json .*delete it to leave the job out"):
-        read_runs(tmp_path)
+@pytest.mark.parametrize("name", ["results.json", FAILURE_FILE])
+def test_a_damaged_file_is_named_and_hides_no_other_job(tmp_path: Path, text: str, name: str) -> None:
+    write_run(tmp_path / "0")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / name).write_text(text)
+    assert [row["job"] for row in read_runs(tmp_path)] == ["0"]
+    (failure,) = read_failures(tmp_path)
+    assert failure["job"] == "1"
+    assert f"{name} " in failure["error"]
+    assert failure["error"].endswith("delete it to leave the job out")
+
+
+def test_what_ran_counts_not_what_was_asked_for_last(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", "optim.optimizer.lr=0.2", overrides=["optim.optimizer.lr=0.1"], identity={"config": {}})
+    (row,) = read_runs(tmp_path)
+    assert row["set/optim.optimizer.lr"] == 0.1
+    assert "identity" not in row
+
+
+def test_evaluations_and_runs_moved_away_are_no_jobs(tmp_path: Path) -> None:
+    for place in ("0", "0/evaluations/abc", "0/_previous/1"):
+        write_run(tmp_path / place)
+    assert [row["job"] for row in read_runs(tmp_path)] == ["0"]
+
+
+def test_jobs_that_were_broken_off_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "0")
+    for job in ("0", "1"):
+        (tmp_path / job).mkdir(exist_ok=True)
+        (tmp_path / job / "config.yaml").write_text("seed: 0")
+    assert read_unfinished(tmp_path) == ["1"]
+    console = Console(file=io.StringIO(), width=200)
+    assert report(tmp_path, console) == 0
+    assert "not finished: job 1: started again, it goes on" in console.file.getvalue()
 
 
 def test_the_table_starts_with_what_varies_and_formats_numbers(tmp_path: Path) -> None:
@@ -187,12 +216,12 @@ def test_a_table_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.C
     write_run(tmp_path)
     (tmp_path / "summary.csv").mkdir()
     assert main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path}/summary.csv cannot be written: Is a directory\n"
+    told = capsys.readouterr()
+    assert told.err == f"error: {tmp_path}/summary.csv cannot be written: Is a directory; choose another folder\n"
+    assert "vgg11" in told.out
 
 
-def test_the_callback_counts_failures_for_the_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_callback_counts_failures_for_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     monkeypatch.setattr(sys.modules["sweeps.summary"], "report_failures", counted.append)
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
@@ -203,8 +232,7 @@ def test_the_callback_counts_failures_for_the_exit_code(
     SummaryCallback().on_multirun_end(config)
     (tmp_path / "0" / "results.json").write_text("{")
     SummaryCallback().on_multirun_end(config)
-    assert counted == [0, 2, 1]
-    assert capsys.readouterr().err.startswith("error: ")
+    assert counted == [0, 2, 3]
 
 
 def test_update_tables_put_rules_against_data_sets(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from octo_exp.base.signals import Stopped
 from octo_exp.errors import UserError
 from octo_exp.hw.search.archive import Archive
 from octo_exp.hw.search.objectives import Objectives
@@ -126,7 +127,8 @@ def drive(
 ) -> Archive:
     """Run a search to its end; `progress` is called after every step.
 
-    Its state is offered to `store` after every step, and saved where the user interrupts, be it in the midst of a step.
+    Its state is offered to `store` after every step, and saved where the process is asked to end, be it in the midst of
+    a step.
     """
     state = search.state()
     if store is not None:
@@ -138,7 +140,7 @@ def drive(
             progress(search)
             if store is not None:
                 store.offer(state)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         if store is not None:
             store.save(state)
         raise

@@ -1,0 +1,45 @@
+"""What a split is made of, as one hash: two runs on other bytes are two experiments."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from octo_exp.base.caches import add_json, cache_folder, read_json
+from octo_exp.data.cache import file_key
+from octo_exp.data.sources import source_files
+from octo_exp.data.spec import Spec
+
+# file_key -> hash, of what this process has read already.
+_known: dict[str, str] = {}
+
+
+def content_of(spec: Spec, split: str) -> str:
+    """A hash of a split's files, in order; the name of what is bundled, or of what lies on the hub.
+
+    Files are read once: later their names, sizes and times of change are compared.
+
+    Raises:
+        UserError: there is no such split.
+
+    """
+    kind, files = source_files(spec, split)
+    if not files:
+        return f"{kind} {spec.hub}" if kind == "hub" else kind
+    key = hashlib.sha256(file_key(files).encode()).hexdigest()
+    if key not in _known:
+        cache = cache_folder() / "contents.json"
+        kept = read_json(cache).get(key)
+        _known[key] = kept if isinstance(kept, str) else _hash(files)
+        if kept is None:
+            add_json(cache, {key: _known[key]})
+    return _known[key]
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        # Its folder and name are its class, where folders are classes.
+        digest.update(f"{path.parent.name}/{path.name}".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
