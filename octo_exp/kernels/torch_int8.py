@@ -1,12 +1,15 @@
 """int8 GEMM through `torch._int_mm` (oneDNN on CPU, cuBLASLt on CUDA), padded where CUDA asks for it.
 
-`_int_mm` has no public promise, so it is probed once per device with the extreme codes. Where it is missing or not
-exact (an x86 CPU without VNNI: its int8 instructions saturate at 16 bits) an exact float32 product of short sums takes
-its place: slower, never wrong, and logged.
+`_int_mm` has no public promise, so it is probed once per device with the extreme codes. Where it is missing, not exact
+(an x86 CPU with AVX-512 and without VNNI: its int8 instructions saturate at 16 bits), or a plain loop (an x86 CPU with
+neither: ten times slower than float32) an exact float32 product of short sums takes its place: the same integers,
+slower than with an int8 instruction, and logged.
 """
 
 import functools
 import logging
+import platform
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,29 @@ def int_mm_is_exact(device_type: str) -> bool:
             )
             return False
     return True
+
+
+@functools.cache
+def int_mm_pays(device_type: str) -> bool:
+    """Whether `torch._int_mm` is exact here, and by an instruction for int8 rather than by a plain loop."""
+    if not int_mm_is_exact(device_type):
+        return False
+    if device_type == "cpu" and not _has_int8_instruction(torch.cpu):
+        log.info("this CPU has no int8 instruction (VNNI): int8 products run through float32 (exact, slower)")
+        return False
+    return True
+
+
+def _has_int8_instruction(cpu: Any) -> bool:
+    """Whether an x86 processor multiplies int8; True where torch does not say, and on others, whose torch decides."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    if hasattr(cpu, "get_capabilities"):
+        known = cpu.get_capabilities()
+        return any(known.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    # Older torch has one of these.
+    asked = [getattr(cpu, name) for name in ("_is_vnni_supported", "_is_avx512_vnni_supported") if hasattr(cpu, name)]
+    return any(supported() for supported in asked) if asked else True
 
 
 def _plain(t: Tensor) -> Tensor:
@@ -67,6 +93,6 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
     `out`, a contiguous int32 [M, N] on a CPU, may be used for the result and must not be read otherwise.
     """
-    if not int_mm_is_exact(a.device.type):
+    if not int_mm_pays(a.device.type):
         return _float_mm(a, b)
     return _int_mm(a, b, out)

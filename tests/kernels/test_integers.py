@@ -81,8 +81,10 @@ def test_max_k_is_the_largest_safe_sum():
 def test_inexact_int_mm_is_replaced_by_an_exact_product(monkeypatch):
     monkeypatch.setattr(torch_int8, "_int_mm", lambda a, b: (a.int() @ b.int()).clamp(-(2**15), 2**15 - 1))
     torch_int8.int_mm_is_exact.cache_clear()
+    torch_int8.int_mm_pays.cache_clear()
     try:
         assert not torch_int8.int_mm_is_exact("cpu")
+        assert not torch_int8.int_mm_pays("cpu")
         a, b = codes(9, 3000), codes(3000, 5, seed=1)
         assert torch.equal(torch_int8.matmul(a, b).long(), (a.long() @ b.long()))
         # An odd sum past 2^24, which one float32 could not hold.
@@ -91,7 +93,39 @@ def test_inexact_int_mm_is_replaced_by_an_exact_product(monkeypatch):
     finally:
         monkeypatch.undo()
         torch_int8.int_mm_is_exact.cache_clear()
+        torch_int8.int_mm_pays.cache_clear()
     assert torch_int8.int_mm_is_exact("cpu")
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_both_products_are_the_same_integers(monkeypatch, pays):
+    monkeypatch.setattr(torch_int8, "int_mm_pays", lambda device_type: pays)
+    a, b = codes(7, 3001), codes(3001, 5, seed=1)
+    assert torch.equal(torch_int8.matmul(a, b).long(), a.long() @ b.long())
+
+
+class Cpu:
+    """What some version of torch.cpu tells."""
+
+    def __init__(self, **told):
+        for name, value in told.items():
+            setattr(self, name, lambda value=value: value)
+
+
+@pytest.mark.parametrize(
+    ("machine", "told", "has"),
+    [
+        ("x86_64", {"get_capabilities": {"avx512_vnni": True}}, True),
+        ("x86_64", {"get_capabilities": {"avx2": True, "avx_vnni": False}}, False),
+        ("AMD64", {"_is_vnni_supported": False}, False),
+        ("x86_64", {"_is_avx512_vnni_supported": True}, True),
+        ("x86_64", {}, True),
+        ("aarch64", {"get_capabilities": {}}, True),
+    ],
+)
+def test_the_processor_says_whether_it_multiplies_int8(monkeypatch, machine, told, has):
+    monkeypatch.setattr(torch_int8.platform, "machine", lambda: machine)
+    assert torch_int8._has_int8_instruction(Cpu(**told)) == has
 
 
 CONVS = [
