@@ -21,9 +21,9 @@ def test_a_guarded_run_says_what_stays_float(tmp_path, monkeypatch, capsys, whol
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Guard, "_time_layer", layer)
     monkeypatch.setattr(Guard, "_time_net", net)
-    precisions, facts = [], run._facts
+    precisions, facts = [], run.facts
     monkeypatch.setattr(
-        run, "_facts", lambda cfg, trainer, *rest: precisions.append(trainer.precision) or facts(cfg, trainer, *rest)
+        run, "facts", lambda cfg, trainer, *rest: precisions.append(trainer.precision) or facts(cfg, trainer, *rest)
     )
     results = go(tmp_path / "run", *SMALL, "kernel.guard=true")
     assert precisions == ["bf16-mixed" if whole == "bf16" else "32-true"]

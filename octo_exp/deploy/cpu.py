@@ -110,7 +110,7 @@ class Conv:
             rows = self._columns(x[start : start + step], positions, k)
             made = out[start : start + step].reshape(-1, outputs)
             acc = room.of(np.int32, len(rows), outputs)
-            sums = torch_int8.matmul(torch.from_numpy(rows), self.matrices[group], torch.from_numpy(acc))
+            sums = torch_int8.matmul(torch.from_numpy(rows), self.matrices[group], torch.from_numpy(acc), integers=True)
             requantize = loops.requantize if made.size > loops.PARALLEL else loops.requantize_rows
             requantize(array(sums), *constants, self.y_zero, made)
 

@@ -88,11 +88,13 @@ def _float_mm(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, integers: bool = False) -> Tensor:
     """[M, K] int8, [K, N] int8 -> [M, N] int32. The caller keeps K small enough for int32 sums.
 
-    `out`, a contiguous int32 [M, N] on a CPU, may be used for the result and must not be read otherwise.
+    `integers`: by integer arithmetic wherever that is exact, be it a plain loop; else by what is fastest. `out`, a
+    contiguous int32 [M, N] on a CPU, may be used for the result and must not be read otherwise.
     """
-    if not int_mm_pays(a.device.type):
+    usable = int_mm_is_exact if integers else int_mm_pays
+    if not usable(a.device.type):
         return _float_mm(a, b)
     return _int_mm(a, b, out)
