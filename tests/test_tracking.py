@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from octo_exp.tracking import WandbRun
+from octo_exp.tracking.session import Session
 from tests.run_helpers import SMALL, go
 from tests.test_run_logs import inspect_wandb
 
@@ -289,6 +290,35 @@ def test_sys_exit_is_as_it_was(tmp_path):
         use(run)
         run.close()
     assert (sys.exit, sys.excepthook) == before
+
+
+@pytest.mark.parametrize("call", ["init", "define_metric", "log"])
+def test_wandbs_process_killed_at_any_call_is_one_line(call, tmp_path, caplog, monkeypatch):
+    import wandb
+
+    sessions = []
+    start_service = Session._start_service
+
+    def remembered(self: Session, mode: str) -> None:
+        start_service(self, mode)
+        sessions.append(self)
+
+    owner = wandb if call == "init" else wandb.Run
+    method = getattr(owner, call)
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        # Not waited for: its socket is closed some time before or after the call.
+        os.kill(sessions[-1]._service.pid, signal.SIGKILL)
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(Session, "_start_service", remembered)
+    monkeypatch.setattr(owner, call, killed)
+    run = logger(tmp_path, mode="offline")
+    use(run)
+    run.close()
+    (line,) = warnings(caplog)
+    assert "its process has ended" in line
+    assert children() == []
 
 
 def test_wandbs_process_killed_in_the_middle_changes_no_number_of_the_run(tmp_path, caplog, monkeypatch):

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # Calls that wait while W&B starts or stalls.
 _QUEUE = 10_000
+_ENDED = "its process has ended"
 _OFFLINE = ("offline", "dryrun", "disabled")
 
 
@@ -92,10 +93,17 @@ class Session:
 
     def failed(self, error: BaseException) -> None:
         """Log the first failure; give up where W&B's process is gone, else the next call is tried."""
-        if isinstance(error, ConnectionError) or (self._service is not None and self._service.poll() is not None):
-            self._lose("its process has ended")
+        if self._ended(error):
+            self._lose(_ENDED)
         else:
             self._tell(_reason(error), "what it could not take is missing there")
+
+    def _ended(self, error: BaseException) -> bool:
+        """Return whether `error` comes of W&B's process being gone: its socket closes before it can be waited for."""
+        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+        gone = self._service is not None and self._service.poll() is not None
+        return gone or isinstance(error, (ConnectionError, HandleAbandonedError, MailboxClosedError))
 
     def close(self, exit_code: int) -> None:
         """Finish the run, or give it up after what is left of `wait_s`; end W&B's process either way."""
@@ -202,7 +210,8 @@ class Session:
         try:
             run = self._start("offline" if reason else self._mode)
         except Exception as error:
-            self._lose(f"{reason}; offline: {_reason(error)}" if reason else _reason(error))
+            why = _ENDED if self._ended(error) else _reason(error)
+            self._lose(f"{reason}; offline: {why}" if reason else why)
             return None
         if reason:
             log.warning("W&B: %s; the run goes on offline, %s uploads it later", reason, self._sync())
