@@ -1,10 +1,11 @@
-"""What the networks share: the optional norm and He initialisation."""
+"""What the networks share: blocks with an optional norm, and He initialisation."""
 
 from torch import nn
 
 from octo_exp.errors import UserError
 
 NORMS = ("none", "batch")
+POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 def norm2d(norm: str, channels: int) -> list[nn.Module]:
@@ -19,11 +20,13 @@ def norm1d(norm: str, features: int) -> list[nn.Module]:
     return [nn.BatchNorm1d(features)] if norm2d(norm, features) else []
 
 
-def conv_block(inputs: int, outputs: int, kernel: int, *, padding: int, norm: str, pool: bool) -> list[nn.Module]:
-    """Return convolution, optional norm, ReLU and optional 2x2 max pooling; a norm makes the bias redundant."""
+def conv_block(
+    inputs: int, outputs: int, kernel: int, *, padding: int, norm: str, pool: str | None = None, relu: bool = True
+) -> list[nn.Module]:
+    """Return convolution, optional norm, ReLU and 2x2 pooling (one of `POOLS`); a norm makes the bias redundant."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=norm == "none")]
-    layers += [*norm2d(norm, outputs), nn.ReLU(inplace=True)]
-    return [*layers, nn.MaxPool2d(2)] if pool else layers
+    layers += [*norm2d(norm, outputs), *([nn.ReLU(inplace=True)] if relu else [])]
+    return layers if pool is None else [*layers, POOLS[pool](2)]
 
 
 def initialize(net: nn.Module) -> None:

@@ -10,10 +10,11 @@ from octo_exp.models.blocks import conv_block, initialize, norm1d, pooled_size
 
 
 class PlainConvNet(nn.Module):
-    """3x3 convolutions with ReLU, "pool" where the list says so, then linear layers; [N, C, S, S] -> [N, classes].
+    """Convolutions with ReLU, "pool" where the list says so, then linear layers; [N, C, S, S] -> [N, classes].
 
-    stages: output channels, or "pool" for a 2x2 max pool after the convolution before it. padding: 1 (usual) or 0.
-    classifier: widths of the hidden linear layers. dropout: before each of them (0 for none).
+    stages: output channels of a 3x3 convolution, [channels, kernel] of another, or "pool" for a 2x2 max pool after the
+    convolution before it. padding: of every convolution, in pixels. classifier: widths of the hidden linear layers.
+    dropout: before each of them (0 for none).
     """
 
     def __init__(
@@ -22,7 +23,7 @@ class PlainConvNet(nn.Module):
         in_channels: int,
         num_classes: int,
         image_size: int,
-        stages: Sequence[int | str],
+        stages: Sequence[int | str | Sequence[int]],
         padding: int,
         classifier: Sequence[int],
         dropout: float,
@@ -30,12 +31,12 @@ class PlainConvNet(nn.Module):
     ) -> None:
         super().__init__()
         plan = _plan(stages)
-        kernels = [(3, padding, pool) for _, pool in plan]
+        kernels = [(kernel, padding, pool) for _, kernel, pool in plan]
         size = pooled_size(image_size, kernels=kernels, name=type(self).__name__)
         layers: list[nn.Module] = []
         width = in_channels
-        for outputs, pool in plan:
-            layers += conv_block(width, outputs, 3, padding=padding, norm=norm, pool=pool)
+        for outputs, kernel, pool in plan:
+            layers += conv_block(width, outputs, kernel, padding=padding, norm=norm, pool="max" if pool else None)
             width = outputs
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(*_head([width * size * size, *classifier], num_classes, dropout, norm))
@@ -46,15 +47,19 @@ class PlainConvNet(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def _plan(stages: Sequence[int | str]) -> list[tuple[int, bool]]:
-    plan: list[tuple[int, bool]] = []
+def _plan(stages: Sequence[int | str | Sequence[int]]) -> list[tuple[int, int, bool]]:
+    """(output channels, kernel side, pooled?) of each convolution."""
+    plan: list[tuple[int, int, bool]] = []
     for stage in stages:
         if stage == "pool" and plan:
-            plan[-1] = (plan[-1][0], True)
-        elif isinstance(stage, int) and stage > 0:
-            plan.append((stage, False))
-        else:
-            raise UserError(f"model.stages holds {stage!r}; use channel counts, and 'pool' after a convolution")
+            plan[-1] = (*plan[-1][:2], True)
+            continue
+        sizes = [stage, 3] if isinstance(stage, int) else stage
+        if isinstance(sizes, str) or len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise UserError(
+                f"model.stages holds {stage!r}; use channel counts, [channels, kernel], and 'pool' after a convolution"
+            )
+        plan.append((sizes[0], sizes[1], False))
     return plan
 
 

@@ -13,7 +13,7 @@ class SimpleCNN(nn.Module):
     ) -> None:
         super().__init__()
         size = pooled_size(image_size, kernels=[(5, 0, True)], name="simplecnn")
-        self.features = nn.Sequential(*conv_block(in_channels, width, 5, padding=0, norm=norm, pool=True))
+        self.features = nn.Sequential(*conv_block(in_channels, width, 5, padding=0, norm=norm, pool="max"))
         self.classifier = nn.Sequential(
             nn.Linear(width * size * size, hidden),
             *norm1d(norm, hidden),

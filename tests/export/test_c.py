@@ -220,7 +220,7 @@ def test_released_models(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alexnet", "lenet5", "mobilenet_v2", "resnet18", "resnet20", "vgg11"])
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_octo", "lenet5", "mobilenet_v2", "resnet18", "resnet20", "vgg11"])
 def test_shipped_networks(name, tmp_path):
     net, images = shipped(name, "batch")
     spec = quantize_network(net, [images], **SETTINGS)

@@ -54,7 +54,7 @@ class Case:
 
 
 QUICK = {
-    "lenet5": Case(settings=f"{DIGITS} model=lenet5 quant=ptq data.epochs=3"),
+    "lenet5": Case(settings=f"{DIGITS} model=lenet5 model.pool=average model.relu=[c1,c3] quant=ptq data.epochs=3"),
     "vgg11": Case(settings=f"{DIGITS} {NARROW_LAC} data.limit_train=1000 data.epochs=2 optim.optimizer.lr=0.005"),
     "resnet20": Case(
         settings=f"{DIGITS} model=resnet20 model.blocks=1 model.image_size=16 quant=int8 data.limit_train=800 "

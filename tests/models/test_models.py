@@ -27,7 +27,7 @@ def test_norm_is_a_config_value_of_each_model(name, norm):
     net = model(name, f"norm={norm}", channels=1, classes=7)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert bool(norms) == (norm == "batch")
-    size = 32 if name not in ("simplecnn", "vgg11_octo") else 28
+    size = 28 if name in ("simplecnn", "vgg11_octo", "alexnet_octo") else 32
     assert net(torch.rand(2, 1, size, size)).shape == (2, 7)
 
 
@@ -51,6 +51,40 @@ def test_parameter_counts_of_the_specification():
     vgg = model("vgg11")
     assert [m.in_features for m in vgg.modules() if isinstance(m, nn.Linear)] == [512, 512, 512]
     assert sum(isinstance(m, nn.MaxPool2d) for m in vgg.modules()) == 5
+
+
+def test_the_28_pixel_alexnet_is_the_demos():
+    net = model("alexnet_octo", channels=1)
+    convs = [(m.out_channels, m.kernel_size[0], m.padding[0]) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert convs == [(96, 11, 1), (256, 5, 1), (384, 3, 1), (384, 3, 1), (256, 3, 1)]
+    linears = [(m.in_features, m.out_features) for m in net.modules() if isinstance(m, nn.Linear)]
+    assert linears == [(1024, 4096), (4096, 4096), (4096, 10)]
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    assert sum(isinstance(m, nn.MaxPool2d) for m in net.modules()) == 3
+
+
+@pytest.mark.parametrize("stage", ["[96]", "[96,0]", "[96,x]", "0", "pol", "[[96,11],[3]]"])
+def test_a_stage_that_is_none_is_refused(stage):
+    with pytest.raises(Exception, match=r"model\.stages holds") as caught:
+        model("alexnet_octo", f"stages=[64,{stage}]")
+    assert isinstance(caught.value.__cause__, UserError)
+
+
+def test_pools_and_activations_of_lenet5_are_config_values():
+    net = model("lenet5", "pool=average", "relu=[c1,c3]", channels=1)
+    kinds = [type(m).__name__ for m in [*net.features, *net.classifier]]
+    assert kinds == ["Conv2d", "ReLU", "AvgPool2d", "Conv2d", "ReLU", "AvgPool2d", "Conv2d", "Linear", "Linear"]
+    net = model("lenet5")
+    kinds = [type(m).__name__ for m in [*net.features, *net.classifier]]
+    assert kinds.count("ReLU") == 4
+    assert kinds.count("MaxPool2d") == 2
+
+
+@pytest.mark.parametrize("setting", ["relu=[c1,c2]", "relu=c1", "pool=mean", "pool=null"])
+def test_an_unknown_pool_or_activation_of_lenet5_is_refused(setting):
+    with pytest.raises(Exception, match=r"model\.(relu|pool)") as caught:
+        model("lenet5", setting)
+    assert isinstance(caught.value.__cause__, UserError)
 
 
 def test_parameter_counts_of_the_papers():

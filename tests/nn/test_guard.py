@@ -24,7 +24,7 @@ def scheme(name: str) -> Scheme:
 
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return LeNet5(in_channels=1, num_classes=10, image_size=32, norm="none")
+    return LeNet5(in_channels=1, num_classes=10, image_size=32, norm="none", pool="max", relu=["c1", "c3", "c5", "f6"])
 
 
 def guard(tmp_path, monkeypatch, layer, whole) -> tuple[Guard, list[str]]:

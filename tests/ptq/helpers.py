@@ -5,22 +5,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from octo_exp.ptq.plan import Block, Conv, Plan, Pool
-from tests.configs import compose_copy
+from tests.configs import CONF, compose_copy
 
-# name -> channels and side of its images; widths that keep the tests short.
-MODELS: dict[str, tuple[int, int, tuple[str, ...]]] = {
-    "alexnet": (3, 32, ("stages=[16,pool,24,pool,32,40,40,pool]", "classifier=[64,48]")),
-    "lenet5": (1, 32, ()),
-    "mobilenet_v2": (3, 32, ()),
-    "resnet18": (3, 32, ("widths=[16,24,32,40]",)),
-    "resnet20": (3, 32, ()),
-    "simplecnn": (1, 28, ()),
-    "vgg11": (3, 32, ("stages=[8,pool,16,pool,24,24,pool,32,32,pool,40,40,pool]", "classifier=[32,24]")),
-    "vgg11_octo": (1, 28, ("stages=[8,16,24,24,pool,32,32,32,32]", "classifier=[64,48]")),
+# Widths that keep the tests short.
+_NARROW = {
+    "alexnet": ("stages=[16,pool,24,pool,32,40,40,pool]", "classifier=[64,48]"),
+    "alexnet_octo": ("stages=[[16,11],pool,[24,5],pool,32,40,40,pool]", "classifier=[64,48]"),
+    "resnet18": ("widths=[16,24,32,40]",),
+    "vgg11": ("stages=[8,pool,16,pool,24,24,pool,32,32,pool,40,40,pool]", "classifier=[32,24]"),
+    "vgg11_octo": ("stages=[8,16,24,24,pool,32,32,32,32]", "classifier=[64,48]"),
 }
+_GREY = ("alexnet_octo", "lenet5", "simplecnn", "vgg11_octo")
+
+
+def _models() -> dict[str, tuple[int, int, tuple[str, ...]]]:
+    nodes = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "model").glob("*.yaml"))}
+    ours = {name: node for name, node in nodes.items() if str(node._target_).startswith("octo_exp.models.")}
+    return {name: (1 if name in _GREY else 3, node.image_size, _NARROW.get(name, ())) for name, node in ours.items()}
+
+
+# Every float network of conf/model: name -> channels and side of its images, overrides.
+MODELS = _models()
 
 
 def model(name: str, *overrides: str, channels: int, norm: str) -> nn.Module:
