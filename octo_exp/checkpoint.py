@@ -34,11 +34,20 @@ def write(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read(path: str | Path, key: str) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU; nothing that it names is run.
+    """A checkpoint's content, on the CPU. UserError as for `load`, and where it holds no network."""
+    content = load(path, key)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
+    return content
+
+
+def load(path: str | Path, key: str, *, old_format: bool = False) -> Any:
+    """What torch.save wrote into a file, on the CPU; nothing that it names is run.
 
     Args:
         path: the file.
         key: the setting that named it, for messages.
+        old_format: take a file of torch's format before 1.6 too, which is no zip and has no checksums.
 
     Raises:
         DamagedError: a checksum of the zip differs, or the file is torn.
@@ -48,11 +57,10 @@ def read(path: str | Path, key: str) -> dict[str, Any]:
     path = Path(path)
     remedy = "give another run or another of its checkpoints"
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise DamagedError(f"{key}: {path} is damaged: the checksum of {Path(bad).name!r} in it differs; {remedy}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # A torn zip is no zip to zipfile, but begins as one.
+        if not old_format or _begins_as_zip(path):
+            _check_sums(path, f"{key}: {path}", remedy)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except (zipfile.BadZipFile, EOFError) as error:
@@ -60,9 +68,18 @@ def read(path: str | Path, key: str) -> dict[str, Any]:
         raise DamagedError(f"{key}: {path} {fault}; {remedy}") from error
     except Exception as error:
         raise UserError(f"{key}: {path} {checkpoint_fault(error)}; {remedy}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise UserError(f"{key}: {path} holds no network; give a checkpoint written by train.py")
-    return content
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _check_sums(path: Path, found: str, remedy: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise DamagedError(f"{found} is damaged: the checksum of {Path(bad).name!r} in it differs; {remedy}")
 
 
 def _named_by(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from octo_exp.base.files import expanded, write_text
 from octo_exp.cli.resume import given_beside, taken
 from octo_exp.errors import UserError
 from octo_exp.folder import CONFIG, RefusedError, checkpoint_path, newest
+from octo_exp.weights import given as given_weights
 from octo_exp.weights import net_state, state_sha256
 
 AUTO = "auto"
@@ -105,11 +106,15 @@ def identity_of(cfg: DictConfig, datamodule: Any, source: Mapping[str, Any] | No
     for key in _PATHS:
         if cfg.get(key) is not None and not (key == "ckpt" and _is_own(cfg)):
             gone = key in known and not Path(str(cfg[key])).exists()
-            inputs[key] = known[key] if gone else state_sha256(net_state(checkpoint_path(key, cfg[key]), key))
+            inputs[key] = known[key] if gone else state_sha256(_weights(key, str(cfg[key])))
     path = OmegaConf.select(cfg, "model.path", default=None)
     if path is not None and Path(str(path)).is_file():
         inputs["model"] = hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()
     return identity.identity(resolved(cfg), inputs)
+
+
+def _weights(key: str, value: str) -> dict[str, Any]:
+    return given_weights(value).state if key == "init_from" else net_state(checkpoint_path(key, value), key)
 
 
 def _known_inputs(cfg: DictConfig) -> dict[str, str]:

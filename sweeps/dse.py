@@ -158,12 +158,13 @@ def _workload(cfg: DictConfig) -> "Workload":
     # Torchmetrics imports matplotlib.
     settle_matplotlib()
     from octo_exp.assemble import quantize_net
+    from octo_exp.models.build import build_model
     from octo_exp.quant.rounding import Clock
     from octo_exp.trace import optimizer_cost, trace
 
     datamodule = instantiate(cfg.data)
     scheme = instantiate(cfg.quant, _convert_="all")
-    net = instantiate(cfg.model, _convert_="all")
+    net = build_model(cfg.model)
     shape = datamodule.input_shape
     quantize_net(net, scheme, None, impl="torch", clock=Clock(), input_shape=shape)
     workload = trace(

@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (set(), {"torch"}),
     "quant": ({"kernels"}, {"torch"}),
     "nn": ({"kernels", "quant"}, {"torch"}),
-    "models": (set(), {"torch"}),
+    "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (
         {"progress"},
         {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
@@ -39,7 +39,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "folder": ({"checkpoint", "identity"}, set()),
     "tracking": (set(), {"lightning"}),
     "callbacks": ({"checkpoint", "history", "nn", "quant", "hw", "trace", "plots"}, {"torch", "lightning"}),
-    "weights": ({"checkpoint", "folder"}, {"torch"}),
+    "weights": ({"checkpoint", "folder"}, {"safetensors", "torch"}),
     "results": (set(), {"rich"}),
     "cli": ({"identity", "trust"}, {"hydra", "omegaconf", "yaml", "antlr4"}),
     "posttraining": ({"deploy", "mcu", "ptq", "quant"}, {"torch"}),
@@ -57,6 +57,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
             "deploy",
             "hw",
             "mcu",
+            "models",
             "nn",
             "plots",
             "posttraining",
@@ -76,8 +77,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "bench": (
         {
-            *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "nn", "plots", "posttraining"),
-            *("progress", "quant", "trace", "trust", "update"),
+            *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "models", "nn"),
+            *("plots", "posttraining", "progress", "quant", "trace", "trust", "update"),
         },
         {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
     ),

@@ -13,6 +13,7 @@ from octo_exp.assemble.nets import float_net, native_net
 from octo_exp.assemble.update import update_rule, what_trains
 from octo_exp.kernels.api import resolve_impl
 from octo_exp.lit import LitClassifier
+from octo_exp.models.build import build_model
 from octo_exp.native import Native
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.guard import Verdict
@@ -45,7 +46,7 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     impl = resolve_impl(cfg.kernel.impl, _device_type(cfg))
     log.info("kernel implementation: %s", impl)
     clock = Clock(seed=cfg.seed)
-    model = instantiate(cfg.model, _convert_="all")
+    model = build_model(cfg.model)
     if isinstance(scheme, Native):
         net, converted, verdict = native_net(cfg, scheme, model, datamodule)
     else:

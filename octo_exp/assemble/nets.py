@@ -19,7 +19,7 @@ from octo_exp.nn.guard import Guard, Verdict
 from octo_exp.progress import with_progress
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
-from octo_exp.weights import check_no_compensation, checkpoint_path, net_state, speed_guard_of, start_from
+from octo_exp.weights import check_no_compensation, checkpoint_path, given, speed_guard_of, start_from
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,11 @@ def float_net(
     verdict = _verdict(cfg, scheme, net, datamodule, impl=impl)
     converted = quantize_net(net, scheme, verdict, impl=impl, clock=clock, input_shape=datamodule.input_shape)
     if cfg.init_from is not None:
-        path = checkpoint_path("init_from", cfg.init_from)
-        state = net_state(path, "init_from")
+        weights = given(cfg.init_from)
         # Training goes on from weights alone, with a warning; what is quantised as it is must be what was trained.
         if scheme.is_float and not cfg.train and cfg.ckpt is None:
-            check_no_compensation(state, where=str(path), quant=cfg.quant.name)
-        start_from(net, state, where=str(path))
+            check_no_compensation(weights.state, where=str(weights.path), quant=cfg.quant.name)
+        weights.start(net)
     return net, converted, verdict
 
 
@@ -63,8 +62,8 @@ def native_net(
     cfg: DictConfig, native: Native, model: Any, datamodule: Any
 ) -> tuple[nn.Module, tuple[str, ...], Verdict | None]:
     """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
-    path = None if cfg.init_from is None else checkpoint_path("init_from", cfg.init_from)
-    state = None if path is None else net_state(path, "init_from")
+    weights = None if cfg.init_from is None else given(cfg.init_from)
+    path, state = (None, None) if weights is None else (weights.path, weights.state)
     _check_native(cfg, model, state, where=str(path))
     if isinstance(model, nn.Module):
         _check_shapes(model, datamodule)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from octo_exp.assemble import quantize_net, speed_guard
 from octo_exp.errors import UserError
 from octo_exp.kernels.api import resolve_impl
+from octo_exp.models.build import build_model
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
@@ -72,15 +73,15 @@ def config(overrides: Sequence[str]) -> DictConfig:
 def batch(cfg: DictConfig, size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Return keyed random images [N, C, S, S] of the model's size and labels: timing needs no data set."""
     generator = torch.Generator().manual_seed(0)
-    shape = (size, cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)
+    shape = (size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     images = torch.randn(shape, generator=generator)
-    return images.to(device), torch.randint(0, cfg.model.num_classes, (size,), generator=generator).to(device)
+    return images.to(device), torch.randint(0, cfg.data.classes, (size,), generator=generator).to(device)
 
 
 def float_net(cfg: DictConfig) -> nn.Module:
     """Return the float network, the same weights for everyone."""
     torch.manual_seed(0)
-    return instantiate(cfg.model, _convert_="all")
+    return build_model(cfg.model)
 
 
 def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str = "cpu") -> Subject:
@@ -115,7 +116,7 @@ def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str =
 def _quantize(net: nn.Module, cfg: DictConfig, batch_size: int, device: str) -> bool:
     """Convert as a run would, speed guard included; return whether the guard leaves the whole net to bf16 autocast."""
     scheme, impl = instantiate(cfg.quant, _convert_="all"), resolve_impl(cfg.kernel.impl, device)
-    shape = (cfg.model.in_channels, cfg.model.image_size, cfg.model.image_size)
+    shape = (cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     verdict = None
     if cfg.kernel.guard:
         verdict = speed_guard(net, scheme, impl=impl, input_shape=shape, batch_size=batch_size)

@@ -34,7 +34,7 @@ def check_arguments(argv: Sequence[str], *, config_dir: str | Path, config_name:
     Returns the arguments for Hydra: flags first, and three forms that Hydra alone refuses put into those it takes
     (`+group=x` for a group that is null by default, `group=null`, and `quant.overrides.layer=x` without a '+').
     """
-    argv = resume.expanded(argv)
+    argv = _with_own_model(resume.expanded(argv))
     flags = _parse_flags(argv)
     words = _flag_words(argv, flags.overrides)
     if flags.experimental_rerun:
@@ -52,6 +52,12 @@ def check_arguments(argv: Sequence[str], *, config_dir: str | Path, config_name:
         if setting.is_group:
             check_group(setting, space)
     return [*words, *_check_settings(given, flags, space)]
+
+
+def _with_own_model(argv: Sequence[str]) -> list[str]:
+    """Choose conf/model/own.yaml for a network that is named by its import path alone: it has no yaml of its own."""
+    keys = [word.lstrip("+").partition("=")[0] for word in argv]
+    return [*argv, "model=own"] if "model._target_" in keys and "model" not in keys else list(argv)
 
 
 def _check_settings(given: Sequence[Setting], flags: Namespace, space: ConfigSpace) -> list[str]:

@@ -47,6 +47,13 @@ class KeyTree:
         self._job = OmegaConf.to_container(job_part(cfg), resolve=False)
 
     @cached_property
+    def _open(self) -> set[str]:
+        """Open mappings; a network that the command itself names takes arguments that no yaml knows."""
+        model = self._job.get("model")
+        unnamed = isinstance(model, dict) and model.get("_target_") == "???"
+        return {*_OPEN, "model"} if unnamed else _OPEN
+
+    @cached_property
     def _hydra(self) -> dict[str, Any]:
         return {"hydra": OmegaConf.to_container(self._cfg.hydra, resolve=False)}
 
@@ -64,7 +71,7 @@ class KeyTree:
                 return Place(known=True, open=True)
             child = _child(node, part)
             if child is None:
-                opened = node == {} or any(".".join(path[:length]) in _OPEN for length in range(depth + 1))
+                opened = node == {} or any(".".join(path[:length]) in self._open for length in range(depth + 1))
                 siblings = tuple(map(str, node)) if isinstance(node, dict) else ()
                 null = ".".join(path[:depth]) if node is None else None
                 return Place(known=False, open=opened, siblings=siblings, null=null)

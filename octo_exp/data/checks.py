@@ -14,6 +14,13 @@ def at_least(key: str, value: Any, least: int) -> int:
     return value
 
 
+def side(key: str, value: Any, name: str) -> int:
+    """A side in pixels: the model's, else that of the data's own images where all have one."""
+    if value is None:
+        raise UserError(f"data.{key}: neither the model states one nor {name}, whose images vary; set data.{key}=224")
+    return at_least(key, value, 1)
+
+
 def one_of(key: str, value: Any, allowed: Sequence[Any]) -> Any:
     """One of the allowed values."""
     if value not in allowed:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octo_exp.base.files import expanded
 from octo_exp.data.augment import augmentation
-from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, split_names
+from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, side, split_names
 from octo_exp.data.content import content_of
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.sources import load_split
@@ -84,7 +84,7 @@ class ImageDataModule(LightningDataModule):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        image_size: int,
+        image_size: int | None,
         fit: str,
         eval_crop: float | None,
         batch_size: int,
@@ -100,7 +100,7 @@ class ImageDataModule(LightningDataModule):
         self.name = name
         self.channels = one_of("channels", channels, (1, 3))
         self.classes = at_least("classes", classes, 2)
-        self.image_size = at_least("image_size", image_size, 1)
+        self.image_size = side("image_size", image_size, name)
         self.fit = one_of("fit", fit, ("resize", "stretch", "pad"))
         self.kept_size = kept_size(self.image_size, eval_crop, self.fit)
         self.train_names, self.test_names = split_names(train_split, test_split)

@@ -14,6 +14,7 @@ from torch import nn
 from octo_exp.assemble import build_module, replaced
 from octo_exp.base.files import expanded
 from octo_exp.errors import ConfigError, UserError
+from octo_exp.models.build import build_model
 from octo_exp.trust import check_targets
 from octo_exp.weights import check_same_network, checkpoint_path, net_state
 
@@ -33,7 +34,7 @@ class Source:
 
     def fresh_model(self) -> nn.Module:
         """Return a new network of the run's model, in float."""
-        return instantiate(self.cfg.model, _convert_="all")
+        return build_model(self.cfg.model)
 
 
 def read_run(value: str, *, trust: Sequence[str] = ()) -> Source:

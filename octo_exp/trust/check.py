@@ -7,7 +7,7 @@ from typing import Any
 
 from octo_exp.errors import ConfigError
 from octo_exp.trust.command_line import packages_of, trusted_by
-from octo_exp.trust.objects import find, home, is_python_own, title, within
+from octo_exp.trust.objects import find, home, is_python_own, look_here, title, within
 from octo_exp.trust.places import PLAIN, Place, is_argument, place_of
 from octo_exp.trust.walk import Named, named
 
@@ -16,8 +16,8 @@ def check_targets(cfg: Mapping[str, Any], *, trust: Sequence[str] | str | None =
     """Raise ConfigError, in one line, for the first name in a config that may not stand where it stands.
 
     Looked at is the object found, not how it is spelled: it must be of the kind that its key takes, and come from
-    octo_exp, sweeps, torch, lightning, torchmetrics or a trusted package. No module of any other is imported. Nothing
-    is called.
+    octo_exp, sweeps, torch, lightning, torchmetrics or a trusted package, which may lie where the command was typed. No
+    module of any other is imported. Nothing is called.
 
     Args:
         cfg: a config, resolvable or not, or a part of it below its own key, as {"hydra": node}.
@@ -25,6 +25,8 @@ def check_targets(cfg: Mapping[str, Any], *, trust: Sequence[str] | str | None =
 
     """
     extra = trusted_by(cfg) if trust is None else packages_of(trust)
+    if extra:
+        look_here()
     for name in named(cfg):
         _check(name, place_of(name.place), extra)
 

@@ -1,10 +1,13 @@
 """The object behind a dotted name, and the module that it truly comes from."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable
 from types import MethodType, ModuleType
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
 
 
 def within(name: str, packages: Iterable[str]) -> bool:
@@ -39,6 +42,13 @@ def find(path: str) -> Any:
     except Exception as error:
         raise ImportError(str(error)) from error
     return found
+
+
+def look_here() -> None:
+    """Let modules of the folder where the command was typed be found, after all that are installed."""
+    here = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def home(found: Any) -> str | None:

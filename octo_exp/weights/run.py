@@ -1,4 +1,4 @@
-"""Weights between runs: start a net from another run's checkpoint, and name final weights by a hash."""
+"""Weights of a run's checkpoint: start a net from them, and name final weights by a hash."""
 
 import hashlib
 import logging
@@ -10,20 +10,8 @@ from torch import Tensor, nn
 
 from octo_exp.checkpoint import net_of, read
 from octo_exp.errors import UserError
-from octo_exp.folder import checkpoint_path
 
 log = logging.getLogger(__name__)
-
-__all__ = [
-    "check_no_compensation",
-    "check_same_network",
-    "checkpoint_path",
-    "net_state",
-    "speed_guard_of",
-    "start_from",
-    "state_sha256",
-    "weights_sha256",
-]
 
 
 def net_state(path: Path, key: str) -> dict[str, Tensor]:

@@ -1,0 +1,26 @@
+"""Weights that a net starts from: a run's checkpoint, or anybody's file of weights; and their hash."""
+
+from octo_exp.folder import checkpoint_path
+from octo_exp.weights.given import Given, given
+from octo_exp.weights.run import (
+    check_no_compensation,
+    check_same_network,
+    net_state,
+    speed_guard_of,
+    start_from,
+    state_sha256,
+    weights_sha256,
+)
+
+__all__ = [
+    "Given",
+    "check_no_compensation",
+    "check_same_network",
+    "checkpoint_path",
+    "given",
+    "net_state",
+    "speed_guard_of",
+    "start_from",
+    "state_sha256",
+    "weights_sha256",
+]
