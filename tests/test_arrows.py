@@ -97,6 +97,7 @@ EXTRA = {
     "kernels/cpu_noise.py": {"numpy"},
     "kernels/cpu_conv.py": {"numpy"},
     "kernels/cpu_elementwise.py": {"numba", "numpy"},
+    "models/hf.py": {"transformers"},
     "mcu/cpu_vectors.py": {"llvmlite", "numba"},
     "tracking/session.py": {"wandb"},
     "kernels/triton_conv.py": {"triton"},

@@ -16,11 +16,12 @@ from octo_exp.quant.rounding import Clock
 from tests.configs import CONF, composed, options, pairwise
 from tests.ptq.helpers import MODELS as NARROW
 
-# int8 graphs are read from files and belong to quant=native (tests/test_native.py); ptq: tests/test_posttraining.py.
-GRAPHS = {"graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native", "ptq"}
+# Networks of others: tests/models. int8 graphs are read from files and belong to quant=native (tests/test_native.py);
+# ptq: tests/test_posttraining.py.
+OTHERS = {"hf", "own", "graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native", "ptq"}
 # Sets of the hub, and a folder of your own, differ from these in nothing that a step on random images sees.
 HUB = {"cars", "cifar100", "cub", "flowers102", "folder", "food101", "pets", "vww"}
-GROUPS = {group: [o for o in options(group) if o not in GRAPHS | HUB] for group in ("data", "model", "quant")}
+GROUPS = {group: [o for o in options(group) if o not in OTHERS | HUB] for group in ("data", "model", "quant")}
 FLOAT = {"fp32", "bf16"}
 
 
@@ -121,7 +122,7 @@ def targets(node: object, path: str = ""):
 @pytest.mark.parametrize("group", ["data", "model", "quant", "hw", "callbacks", "optim", "logger", "trainer"])
 def test_research_values_have_no_default_in_python(group):
     """Our own constructors are keyword-only, without defaults, and the yaml names every argument."""
-    for option in options(group):
+    for option in set(options(group)) - {"own"}:
         settings = [f"hw=[{option}]" if group == "hw" else f"{group}={option}"]
         # Only its user knows.
         cfg = composed(*settings, *(["data.classes=2"] if option == "folder" else []))

@@ -5,10 +5,8 @@ from torch import nn
 
 from octo_exp.errors import UserError
 from octo_exp.models.mobilenet_v2 import InvertedBottleneck, scaled_channels
-from tests.configs import CONF, compose_copy
-
-# The float networks; a graph's yaml names another room.
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if "octo_exp.models." in path.read_text())
+from tests.configs import compose_copy
+from tests.ptq.helpers import MODELS
 
 
 def model(name: str, *overrides: str, channels: int = 3, classes: int = 10) -> nn.Module:
