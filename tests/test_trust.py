@@ -122,7 +122,8 @@ def test_what_belongs_at_its_key_passes(key, target):
 
 @pytest.mark.parametrize("group", sorted(path.name for path in CONF.iterdir() if path.is_dir()))
 def test_every_option_of_every_group_passes(group):
-    for option in options(group):
+    # own.yaml names nothing by itself.
+    for option in set(options(group)) - {"own"}:
         node = OmegaConf.load(CONF / group / f"{option}.yaml")
         check_targets(node if group == "experiment" else {group: {option: node} if group == "hw" else node})
 

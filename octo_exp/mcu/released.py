@@ -24,8 +24,9 @@ def graph_file(*, path: str | None, source: str | None, image_size: int, pixels:
 
     """
     if path is None or not expanded(path).is_file():
-        remedy = "give model.path=<file>.pkl" if source is None else f"get it from {source}, then give model.path="
-        raise UserError(f"model.path={path}: no such file; {remedy}{'' if source is None else ' or set OCTO_MCU_DIR'}")
+        remedy = "give model.path=<file>.pkl, or set OCTO_MCU_DIR to the folder that holds it"
+        fetch = "" if source is None else f"python -m octo_exp.mcu.fetch places it (published at {source}), else "
+        raise UserError(f"model.path={path}: no such file; {fetch}{remedy}")
     spec = read_model(path)
     size = spec.convs[0].in_size
     if image_size != size:
