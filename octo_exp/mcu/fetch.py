@@ -1,8 +1,8 @@
 """Puts the three published models in their place: python -m octo_exp.mcu.fetch [--from FOLDER] [--to FOLDER].
 
 They are taken from a folder, or from where their authors publish them, and placed where `model=` looks: OCTO_MCU_DIR,
-or models/ where the command is typed. A file whose SHA-256 differs from the known one is refused and replaces nothing. A
-wrong call ends with code 2, a file that cannot be had with 1; either says why in one line.
+or models/ where the command is typed. A file whose SHA-256 differs from the known one is refused and replaces nothing.
+A wrong call ends with code 2, a file that cannot be had with 1; either says why in one line.
 """
 
 import argparse
