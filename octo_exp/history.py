@@ -61,6 +61,11 @@ class MetricsFile(Logger):
         return len(self._rows)
 
     @property
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows, text where they were taken over from a file."""
+        return list(self._rows)
+
+    @property
     def path(self) -> Path:
         """Return the file."""
         return self._folder / FILE
