@@ -76,6 +76,16 @@ class Machines:
         """On-chip memory of all three operands, [P, 1]."""
         return self.sram_ifmap_kib + self.sram_filter_kib + self.sram_ofmap_kib
 
+    @property
+    def lanes(self) -> NDArray[np.int64]:
+        """Lanes of each vector unit, [P, 1]; 1 where there is none."""
+        return np.where(np.isnan(self.vector_lanes), 1, self.vector_lanes).astype(np.int64)
+
+    def half_bytes(self, operand: str) -> NDArray[np.int64]:
+        """Whole bytes of the half of one of the memories, ifmap | filter | ofmap, [P, 1]."""
+        halves: NDArray[np.float64] = np.floor(getattr(self, f"sram_{operand}_kib") * 512)
+        return halves.astype(np.int64)
+
     def rate(self, width: NDArray[np.int64]) -> NDArray[np.float64]:
         """MACs that a PE does in a cycle, [P, L], for GEMMs of width 0 int8, 1 bf16, 2 fp32 [L]; NaN where none."""
         return np.where(width == 0, 1.0, np.where(width == 1, self.bf16_macs_per_pe_cycle, self.fp32_macs_per_pe_cycle))
