@@ -215,7 +215,7 @@ def _positive(name: str, value: ArrayLike, limit: int) -> IntArray:
     if array.dtype.kind not in "iu" and not large:
         raise UserError(f"{name} must be a whole number, got {value!r}")
     if array.size and (array.min() < 1 or array.max() > limit):
-        raise UserError(f"{name} must lie in 1..{limit}, got {shown(array.min())}..{shown(array.max())}")
+        raise UserError(f"{name} must lie in 1..{limit}, got {shown(int(array.min()))}..{shown(int(array.max()))}")
     return array.astype(np.int64)
 
 

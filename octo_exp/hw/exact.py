@@ -16,20 +16,27 @@ LIMIT = 2**53
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+# Whole numbers from here on are shown rounded.
+_LONG = 10**16
 # Splits the 53 bits of a float64 into two halves (Veltkamp).
 _SPLITTER = 2.0**27 + 1
 
 
 def refusal(count: float, unit: str, remedy: str, where: str = "on this machine") -> UserError:
     """Return the one line for a count that is too large; `remedy` follows "check"."""
-    return UserError(f"{shown(count)} {unit} {where}: more than 2^53 cannot be counted exactly; check {remedy}")
+    return UserError(f"{_rough(count)} {unit} {where}: more than 2^53 cannot be counted exactly; check {remedy}")
 
 
-def shown(count: float) -> str:
-    """A count of any size in a few characters."""
-    if isinstance(count, float) or count < 10**300:
-        return f"{count:.2g}"
-    return f"1e{int(math.log10(2) * (count.bit_length() - 1))}"
+def shown(value: object) -> str:
+    """A value as Python writes it, but for whole numbers of so many digits that nobody reads them."""
+    return _rough(value) if isinstance(value, int) and abs(value) >= _LONG else repr(value)
+
+
+def _rough(count: float) -> str:
+    """Two digits of a count of any size."""
+    if isinstance(count, float) or abs(count) < 10**300:
+        return f"{count:.1e}".replace("e+", "e")
+    return f"{'-' if count < 0 else ''}1e{int(math.log10(2) * (count.bit_length() - 1))}"
 
 
 def check(counts: NDArray[Any], unit: str, remedy: str) -> None:

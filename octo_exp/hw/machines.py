@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.errors import UserError
 from octo_exp.hw.cycles import choice_codes
-from octo_exp.hw.profile import HardwareProfile
+from octo_exp.hw.exact import shown
+from octo_exp.hw.profile import HardwareProfile, number_rule
 
 _WHOLE = ("rows", "cols")
 _OPTIONAL = ("vector_lanes", "bf16_macs_per_pe_cycle", "fp32_macs_per_pe_cycle")
@@ -100,14 +101,23 @@ def _column(name: str, values: ArrayLike) -> Any:
     if name == "dataflow":
         return choice_codes(values).reshape(-1, 1)
     array = np.asarray(values)
-    if name in _WHOLE:
-        if array.size and array.dtype.kind not in "iu":
-            raise UserError(f"{name} must be a whole number, got {array.ravel().tolist()[0]!r}")
-        return array.astype(np.int64).reshape(-1, 1)
-    column = array.astype(np.float64).reshape(-1, 1)
-    wrong = ~(column > 0)
-    if name in _OPTIONAL:
-        wrong &= ~np.isnan(column)
+    rule = number_rule(name)
+    if rule["whole"] and name not in _OPTIONAL and array.size and array.dtype.kind not in "iu":
+        raise UserError(f"{name} must be a whole number, got {shown(array.ravel().tolist()[0])}")
+    try:
+        column = array.astype(np.float64).reshape(-1, 1)
+    except OverflowError as error:
+        raise UserError(f"{name} must be at most {rule['high']}, got {shown(max(array.flat))}") from error
+    _check_bounds(name, column, rule["low"], rule["high"])
+    return column.astype(np.int64) if name in _WHOLE else column
+
+
+def _check_bounds(name: str, column: NDArray[np.float64], low: float, high: float) -> None:
+    """Raise `UserError` where a machine cannot have a number; NaN stands for what it need not have."""
+    missing = np.isnan(column) & (name in _OPTIONAL)
+    unlimited = np.isinf(column) & (name == "dram_bytes_per_cycle") & (column > 0)
+    wrong = ~((column >= low) & (column <= high)) & ~missing & ~unlimited
     if wrong.any():
-        raise UserError(f"{name} must be greater than zero, got {column[wrong][0]}")
-    return column
+        value = float(column[wrong][0])
+        bound = f"at most {high}" if value > high else f"at least {low:g}" if value > 0 else "greater than zero"
+        raise UserError(f"{name} must be {bound}, got {value!r}")

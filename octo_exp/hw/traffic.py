@@ -25,8 +25,8 @@ D bytes in all, W bytes a cycle and t compute cycles:
 
     stall = D / (F W) + max(0, D (1 - 1/F) / W - t) = max(D / (F W), D / W - t)
 
-which is 0 without a limit to the bandwidth, and falls with W and with every memory; a half holds whole bytes. Cycles and
-bytes are exact below 2**53, beyond which they are refused. The model is this project's own.
+which is 0 without a limit to the bandwidth, and falls with W and with every memory; a half holds whole bytes. Cycles
+and bytes are exact below 2**53, beyond which they are refused. The model is this project's own.
 In the convention "scalesim" the words are those of that simulator with bandwidth computed: every element once, the
 results of ws and is Fr times, and nothing waits.
 """

@@ -15,6 +15,8 @@ ROLES = ("output", "grad_input", "grad_weight")
 GRAD_INPUT_FORMS = ("col2im", "im2col")
 WIDTHS = ("int8", "bf16", "fp32")
 VECTOR_KINDS = ("quantize", "rescale", "elementwise", "pool", "norm", "col2im", "optimizer")
+# Of an element; the arithmetic counts bytes of at most 8.
+_MOST_BITS = 64
 BUFFER_KINDS = ("weight", "activation", "mask", "gradient", "optimizer", "workspace")
 
 
@@ -37,7 +39,7 @@ class Gemm:
         elements_out: elements of the result that leave, where pooling in the same pass drops some; None: m * n.
 
     Raises:
-        UserError: an unknown role or an extent that is not a positive whole number.
+        UserError: an unknown role, an extent that is not a positive whole number, or more than 64 bits.
 
     """
 
@@ -62,7 +64,8 @@ class Gemm:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, elements)
         for name in ("m", "n", "k", "count", "bits_a", "bits_b", "bits_out", *whole):
-            check_number(f"layer {self.layer!r}", name, getattr(self, name), whole=True)
+            high = _MOST_BITS if name.startswith("bits") else None
+            check_number(f"layer {self.layer!r}", name, getattr(self, name), whole=True, high=high)
 
     @property
     def width(self) -> str:
@@ -239,7 +242,7 @@ class Workload:
         return GemmArrays(width=width, **columns)
 
     def vector_arrays(self) -> NDArray[np.int64]:
-        """Operations, bytes read and bytes written of the work of the vector unit, [3, V]; `UserError` from 2**53 on."""
+        """Operations, bytes read and written of the vector unit's work, [3, V]; `UserError` from 2**53 on."""
         for work in self.vector:
             for unit, count in (("operations", work.operations), ("bytes", work.bytes_read + work.bytes_written)):
                 if count >= LIMIT:
