@@ -36,7 +36,7 @@ def _rough(count: float) -> str:
     """Two digits of a count of any size."""
     if isinstance(count, float) or abs(count) < 10**300:
         return f"{count:.1e}".replace("e+", "e")
-    return f"{'-' if count < 0 else ''}1e{int(math.log10(2) * (count.bit_length() - 1))}"
+    return f"{'-' if count < 0 else ''}1e{int(math.log10(abs(count)))}"
 
 
 def check(counts: NDArray[Any], unit: str, remedy: str) -> None:

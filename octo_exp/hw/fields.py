@@ -58,7 +58,7 @@ def check_number(
     if low is not None and value < low:
         raise UserError(f"{title}: {name} must be at least {low:g}, got {shown(value)}")
     if high is not None and value > high:
-        raise UserError(f"{title}: {name} must be at most {high}, got {shown(value)}")
+        raise UserError(f"{title}: {name} must be at most {high:.16g}, got {shown(value)}")
 
 
 def checked_sources(

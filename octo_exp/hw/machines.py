@@ -119,5 +119,5 @@ def _check_bounds(name: str, column: NDArray[np.float64], low: float, high: floa
     wrong = ~((column >= low) & (column <= high)) & ~missing & ~unlimited
     if wrong.any():
         value = float(column[wrong][0])
-        bound = f"at most {high}" if value > high else f"at least {low:g}" if value > 0 else "greater than zero"
+        bound = f"at most {high:.16g}" if value > high else f"at least {low:g}" if value > 0 else "greater than zero"
         raise UserError(f"{name} must be {bound}, got {value!r}")

@@ -142,7 +142,7 @@ class Objectives:
 
     def _priced(self, machines: Machines, names: set[str]) -> dict[str, NDArray[Any]]:
         prices = price_gemms(self._gemms, machines, convention=self.convention, energy=self.energy)
-        found = {"cycles": sum_rows(prices.cycles, *_CYCLES)}
+        found: dict[str, NDArray[Any]] = {"cycles": sum_rows(prices.cycles, *_CYCLES)}
         if prices.energy_pj is not None:
             found["energy"] = _sum(prices.energy_pj) * _UJ
         if self.convention == "exact":
