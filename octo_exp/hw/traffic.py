@@ -68,8 +68,9 @@ class Traffic:
         return cls(**{f.name: np.where(condition, getattr(yes, f.name), getattr(no, f.name)) for f in fields(cls)})
 
     def times(self, count: IntArray) -> "Traffic":
-        """Return the bytes of `count` such products."""
-        return Traffic(**{f.name: product(_BYTES, "batch_size", getattr(self, f.name), count) for f in fields(self)})
+        """Return the bytes of `count` such products; `UserError` from 2**53 on."""
+        product(_BYTES, "batch_size", self.total, count)
+        return Traffic(**{f.name: getattr(self, f.name) * count for f in fields(self)})
 
 
 class _Share(NamedTuple):
