@@ -23,7 +23,8 @@ utilization of ws and is by C - 1 lines too many, and counts R + C ofmap writes 
 neither operand widths nor that a partial sum is read before it is added to.
 
 All functions are vectorized: extents, array sizes and dataflows broadcast against each other, and a scalar is an array
-of shape (). Results are exact while m * n * k < 2**53, m, n, k <= 2**40 and rows, cols <= 2**16; beyond, they refuse.
+of shape (). Results are exact while m * n * k and the cycles are below 2**53, m, n, k <= 2**40 and rows, cols <= 2**16;
+beyond, they refuse.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.errors import UserError
+from octo_exp.hw.exact import LIMIT, ceil_quotient, product, shown
 
 DATAFLOWS = ("os", "ws", "is")
 CONVENTIONS = ("exact", "scalesim")
@@ -40,9 +42,12 @@ CONVENTIONS = ("exact", "scalesim")
 # compute cycles, in `price_gemms` cycles with stalls). GEMMs do not overlap: what is best for each is best for the sum.
 CHOICES = (*DATAFLOWS, "per_gemm")
 
+# Most PEs down and along an array.
+ARRAY_LIMIT = 2**16
+
 _EXTENT_LIMIT = 2**40
-_ARRAY_LIMIT = 2**16
-_MACS_LIMIT = 2.0**53
+_CHECK_RATE = "bf16_macs_per_pe_cycle and fp32_macs_per_pe_cycle"
+_CHECK_SIZE = "batch_size, or the rows of the topology"
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -151,7 +156,7 @@ def gemm_cost(
     return GemmCost(
         cycles=cycles,
         # One MAC on one PE takes 0 cycles by the convention "scalesim"; it keeps that PE busy all the same.
-        overall_utilization=np.asarray(macs / (np.maximum(cycles, 1) * elements), np.float64),
+        overall_utilization=np.asarray(macs / (np.maximum(cycles, 1).astype(np.float64) * elements), np.float64),
         mapping_utilization=np.asarray(mapping, np.float64),
         compute_utilization=np.asarray(mapping * folds.temporal / charged),
         sram_ifmap_reads=whole(ifmap),
@@ -194,21 +199,23 @@ def _problem(m: ArrayLike, n: ArrayLike, k: ArrayLike, rows: ArrayLike, cols: Ar
         m=_positive("m", m, _EXTENT_LIMIT),
         n=_positive("n", n, _EXTENT_LIMIT),
         k=_positive("k", k, _EXTENT_LIMIT),
-        rows=_positive("rows", rows, _ARRAY_LIMIT),
-        cols=_positive("cols", cols, _ARRAY_LIMIT),
+        rows=_positive("rows", rows, ARRAY_LIMIT),
+        cols=_positive("cols", cols, ARRAY_LIMIT),
     )
     # A float product cannot wrap, so it finds what the int64 products below could not hold.
-    if np.any(problem.m.astype(np.float64) * problem.n * problem.k >= _MACS_LIMIT):
+    if np.any(problem.m.astype(np.float64) * problem.n * problem.k >= LIMIT):
         raise UserError("a GEMM of 2**53 or more MACs cannot be priced exactly: use a smaller batch_size")
     return problem
 
 
 def _positive(name: str, value: ArrayLike, limit: int) -> IntArray:
     array = np.asarray(value)
-    if array.dtype.kind not in "iu":
+    # Python's own numbers, where one is too large for a column.
+    large = array.dtype.kind == "O" and all(type(item) is int for item in array.flat)
+    if array.dtype.kind not in "iu" and not large:
         raise UserError(f"{name} must be a whole number, got {value!r}")
     if array.size and (array.min() < 1 or array.max() > limit):
-        raise UserError(f"{name} must lie in 1..{limit}, got {array.min()}..{array.max()}")
+        raise UserError(f"{name} must lie in 1..{limit}, got {shown(int(array.min()))}..{shown(int(array.max()))}")
     return array.astype(np.int64)
 
 
@@ -243,16 +250,16 @@ def _laid_out(problem: _Problem, dataflow: IntArray) -> _Folds:
 
 def _cycles(folds: _Folds, rates: FloatArray, convention: str) -> IntArray:
     if convention == "scalesim":
-        return np.asarray(folds.row_folds * folds.col_folds * folds.lines - 1, np.int64)
-    return np.asarray(folds.row_folds * folds.col_folds * _slowed(folds.lines, rates), np.int64)
+        return product("cycles", _CHECK_SIZE, folds.row_folds * folds.col_folds, folds.lines) - 1
+    lines = _slowed(folds.lines, rates)
+    return product("cycles", f"{_CHECK_SIZE}, {_CHECK_RATE}", folds.row_folds * folds.col_folds, lines)
 
 
 def _slowed(lines: IntArray, rates: FloatArray) -> IntArray:
     """Cycles of so many lines: the lines themselves where a PE does a MAC a cycle."""
     if (rates == 1).all():
         return lines
-    slowed: IntArray = np.ceil(lines / rates).astype(np.int64)
-    return slowed
+    return ceil_quotient(lines, rates, "cycles", _CHECK_RATE)
 
 
 def _charged_lines(problem: _Problem, folds: _Folds, rates: FloatArray, convention: str) -> IntArray:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.errors import UserError
 from octo_exp.hw.fields import check_name, check_number, checked_sources, named_fields
+from octo_exp.hw.profile import MEMORY
 from octo_exp.hw.workload import WIDTHS
 
 FloatArray = NDArray[np.float64]
@@ -26,6 +27,8 @@ _NUMBERS = (
     "dram_write_pj_per_byte",
 )
 _OPTIONAL = ("bf16_mac_pj", "fp32_mac_pj")
+# In picojoules: from far below what physics lets a bit cost, to a millijoule an event.
+_BOUNDS = {"low": 1e-12, "high": 1e9}
 _SRAM_KEYS = ("kib", "read_pj_per_byte", "write_pj_per_byte")
 
 
@@ -48,7 +51,7 @@ class EnergyTable:
         notes: what the table leaves out.
 
     Raises:
-        UserError: a missing, unknown, non-positive or unsourced field.
+        UserError: a missing, unknown or unsourced field, or a number beyond 1e-12..1e9 pJ.
 
     """
 
@@ -70,7 +73,7 @@ class EnergyTable:
         for name in _NUMBERS:
             if name in _OPTIONAL and getattr(self, name) is None:
                 continue
-            check_number(title, name, getattr(self, name), whole=False)
+            check_number(title, name, getattr(self, name), whole=False, **_BOUNDS)
             described.append(name)
         object.__setattr__(self, "sram", _checked_rows(title, self.sram))
         object.__setattr__(self, "sources", checked_sources(title, self.sources, described))
@@ -99,7 +102,8 @@ def _checked_rows(title: str, rows: Any) -> tuple[dict[str, float], ...]:
         if not isinstance(row, Mapping) or set(row) != set(_SRAM_KEYS):
             raise UserError(f"{title}: a row of sram must be {{{', '.join(_SRAM_KEYS)}}}, got {row!r}")
         for key in _SRAM_KEYS:
-            check_number(title, f"sram.{key}", row[key], whole=False)
+            bounds = {"low": MEMORY["low"], "high": MEMORY["high"]} if key == "kib" else _BOUNDS
+            check_number(title, f"sram.{key}", row[key], whole=False, **bounds)
     sizes = [row["kib"] for row in rows]
     if any(small >= large for small, large in itertools.pairwise(sizes)):
         raise UserError(f"{title}: the rows of sram must come by rising capacity, got {sizes} KiB")

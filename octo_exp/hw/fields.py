@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from octo_exp.errors import UserError
+from octo_exp.hw.exact import shown
 
 T = TypeVar("T")
 
@@ -43,14 +44,21 @@ def check_name(title: str, name: object) -> None:
         raise UserError(f"{title}: name must be made of letters, digits, '_', '.' and '-'")
 
 
-def check_number(title: str, name: str, value: object, *, whole: bool) -> None:
-    """Raise `UserError` unless `value` is a finite number > 0, and a whole one where `whole` is true."""
+def check_number(
+    title: str, name: str, value: object, *, whole: bool, low: float | None = None, high: float | None = None
+) -> None:
+    """Raise `UserError` unless `value` is a finite number > 0, a whole one where asked, and in low..high."""
     kind = "a whole number" if whole else "a number"
     accepted = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, accepted):
         raise UserError(f"{title}: {name} must be {kind}, got {value!r}")
-    if not math.isfinite(value) or value <= 0:
-        raise UserError(f"{title}: {name} must be {kind} greater than zero, got {value!r}")
+    # Compared and not converted: an integer may be larger than any float.
+    if not 0 < value < math.inf:
+        raise UserError(f"{title}: {name} must be {kind} greater than zero, got {shown(value)}")
+    if low is not None and value < low:
+        raise UserError(f"{title}: {name} must be at least {low:g}, got {shown(value)}")
+    if high is not None and value > high:
+        raise UserError(f"{title}: {name} must be at most {high:.16g}, got {shown(value)}")
 
 
 def checked_sources(

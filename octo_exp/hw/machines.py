@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.errors import UserError
 from octo_exp.hw.cycles import choice_codes
-from octo_exp.hw.profile import HardwareProfile
+from octo_exp.hw.exact import shown
+from octo_exp.hw.profile import HardwareProfile, number_rule
 
 _WHOLE = ("rows", "cols")
 _OPTIONAL = ("vector_lanes", "bf16_macs_per_pe_cycle", "fp32_macs_per_pe_cycle")
@@ -76,6 +77,16 @@ class Machines:
         """On-chip memory of all three operands, [P, 1]."""
         return self.sram_ifmap_kib + self.sram_filter_kib + self.sram_ofmap_kib
 
+    @property
+    def lanes(self) -> NDArray[np.int64]:
+        """Lanes of each vector unit, [P, 1]; 1 where there is none."""
+        return np.where(np.isnan(self.vector_lanes), 1, self.vector_lanes).astype(np.int64)
+
+    def half_bytes(self, operand: str) -> NDArray[np.int64]:
+        """Whole bytes of the half of one of the memories, ifmap | filter | ofmap, [P, 1]."""
+        halves: NDArray[np.float64] = np.floor(getattr(self, f"sram_{operand}_kib") * 512)
+        return halves.astype(np.int64)
+
     def rate(self, width: NDArray[np.int64]) -> NDArray[np.float64]:
         """MACs that a PE does in a cycle, [P, L], for GEMMs of width 0 int8, 1 bf16, 2 fp32 [L]; NaN where none."""
         return np.where(width == 0, 1.0, np.where(width == 1, self.bf16_macs_per_pe_cycle, self.fp32_macs_per_pe_cycle))
@@ -90,14 +101,23 @@ def _column(name: str, values: ArrayLike) -> Any:
     if name == "dataflow":
         return choice_codes(values).reshape(-1, 1)
     array = np.asarray(values)
-    if name in _WHOLE:
-        if array.size and array.dtype.kind not in "iu":
-            raise UserError(f"{name} must be a whole number, got {array.ravel().tolist()[0]!r}")
-        return array.astype(np.int64).reshape(-1, 1)
-    column = array.astype(np.float64).reshape(-1, 1)
-    wrong = ~(column > 0)
-    if name in _OPTIONAL:
-        wrong &= ~np.isnan(column)
+    rule = number_rule(name)
+    if rule["whole"] and name not in _OPTIONAL and array.size and array.dtype.kind not in "iu":
+        raise UserError(f"{name} must be a whole number, got {shown(array.ravel().tolist()[0])}")
+    try:
+        column = array.astype(np.float64).reshape(-1, 1)
+    except OverflowError as error:
+        raise UserError(f"{name} must be at most {rule['high']}, got {shown(max(array.flat))}") from error
+    _check_bounds(name, column, rule["low"], rule["high"])
+    return column.astype(np.int64) if name in _WHOLE else column
+
+
+def _check_bounds(name: str, column: NDArray[np.float64], low: float, high: float) -> None:
+    """Raise `UserError` where a machine cannot have a number; NaN stands for what it need not have."""
+    missing = np.isnan(column) & (name in _OPTIONAL)
+    unlimited = np.isinf(column) & (name == "dram_bytes_per_cycle") & (column > 0)
+    wrong = ~((column >= low) & (column <= high)) & ~missing & ~unlimited
     if wrong.any():
-        raise UserError(f"{name} must be greater than zero, got {column[wrong][0]}")
-    return column
+        value = float(column[wrong][0])
+        bound = f"at most {high:.16g}" if value > high else f"at least {low:g}" if value > 0 else "greater than zero"
+        raise UserError(f"{name} must be {bound}, got {value!r}")

@@ -1,9 +1,8 @@
 """Peak memory of a training step, by liveness: the largest sum of the buffers that are needed at one time."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from octo_exp.hw.workload import BUFFER_KINDS, Buffer
 
@@ -39,16 +38,17 @@ def step_memory(buffers: Sequence[Buffer]) -> MemoryReport:
     memory, are not in it.
     """
     events = max((buffer.last for buffer in buffers), default=0) + 1
-    change = {kind: np.zeros(events + 1, np.int64) for kind in BUFFER_KINDS}
+    # Python's own integers: no sum of them wraps.
+    change = {kind: [0] * (events + 1) for kind in BUFFER_KINDS}
     kept: dict[str, int] = {}
     for buffer in buffers:
         change[buffer.kind][buffer.first] += buffer.bytes
         change[buffer.kind][buffer.last + 1] -= buffer.bytes
         if buffer.kept:
             kept[buffer.layer] = kept.get(buffer.layer, 0) + buffer.bytes
-    curves = {kind: tuple(np.cumsum(steps)[:-1].tolist()) for kind, steps in change.items()}
+    curves = {kind: tuple(itertools.accumulate(steps[:-1])) for kind, steps in change.items()}
     live = tuple(sum(sizes) for sizes in zip(*curves.values(), strict=True))
-    event = int(np.argmax(live))
+    event = max(range(events), key=live.__getitem__)
     return MemoryReport(
         peak_bytes=live[event],
         event=event,

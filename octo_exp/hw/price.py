@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from octo_exp.errors import UserError
 from octo_exp.hw.cycles import DATAFLOWS, GemmCost, gemm_cost
 from octo_exp.hw.energy import EnergyTable
+from octo_exp.hw.exact import ceil_quotient, product
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.profile import HardwareProfile
 from octo_exp.hw.traffic import Traffic, dram_traffic, stall_cycles, vector_traffic
@@ -92,9 +93,8 @@ def _priced(gemms: GemmArrays, machines: Machines, convention: str, energy: Ener
     traffic = dram_traffic(gemms, machines, cost, convention=convention)
     if on_vector.any():
         macs = gemms.m * gemms.n * gemms.k
-        lanes = np.where(np.isnan(machines.vector_lanes), 1, machines.vector_lanes)
-        cycles = np.where(on_vector, np.ceil(macs / lanes).astype(np.int64), cycles)
-        folds = np.where(on_vector, gemms.m * np.ceil(gemms.n / lanes).astype(np.int64), folds)
+        cycles = np.where(on_vector, -(-macs // machines.lanes), cycles)
+        folds = np.where(on_vector, gemms.m * -(-gemms.n // machines.lanes), folds)
         traffic = Traffic.where(on_vector, vector_traffic(gemms, machines), traffic)
         cost = replace(
             cost,
@@ -109,8 +109,8 @@ def _priced(gemms: GemmArrays, machines: Machines, convention: str, energy: Ener
     return GemmPrices(
         cost=cost,
         on_vector=on_vector,
-        cycles=cycles * gemms.count,
-        stall_cycles=stalls * gemms.count,
+        cycles=product("cycles", "batch_size", cycles, gemms.count),
+        stall_cycles=product("cycles", "batch_size, dram_bytes_per_cycle", stalls, gemms.count),
         traffic=traffic.times(gemms.count),
         energy_pj=None if energy is None else gemm_energy_pj(gemms, machines, cost, traffic, energy),
     )
@@ -134,19 +134,17 @@ def _faster(new: GemmPrices, old: GemmPrices) -> GemmPrices:
 
 def price_vector(workload: Workload, machines: Machines, *, energy: EnergyTable | None = None) -> VectorPrices:
     """Price the work of the vector unit: an operation a lane and cycle, or what off-chip memory lets through."""
-    columns = [(work.operations, work.bytes_read, work.bytes_written) for work in workload.vector]
-    operations, read, written = np.array(columns, np.int64).reshape(-1, 3).T
-    lanes = machines.vector_lanes
-    cycles = np.nan_to_num(np.ceil(operations / lanes)).astype(np.int64)
-    waits = np.ceil(np.maximum(0, (read + written) / machines.dram_bytes_per_cycle - cycles))
+    operations, read, written = workload.vector_arrays()
+    has_unit = ~np.isnan(machines.vector_lanes)
+    cycles = np.where(has_unit, -(-operations // machines.lanes), 0)
+    transfer = ceil_quotient(read + written, machines.dram_bytes_per_cycle, "cycles", "dram_bytes_per_cycle")
+    waits = np.where(has_unit, np.maximum(0, transfer - cycles), 0)
     spent = None
     if energy is not None:
         each = operations * energy.vector_op_pj
         each = each + read * energy.dram_read_pj_per_byte + written * energy.dram_write_pj_per_byte
-        spent = np.where(np.isnan(lanes), 0, each)
-    return VectorPrices(
-        cycles=cycles, stall_cycles=np.where(np.isnan(lanes), 0, waits).astype(np.int64), energy_pj=spent
-    )
+        spent = np.where(has_unit, each, 0)
+    return VectorPrices(cycles=cycles, stall_cycles=waits, energy_pj=spent)
 
 
 def gemm_energy_pj(

@@ -6,16 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octo_exp.errors import UserError
-from octo_exp.hw.cycles import CHOICES
+from octo_exp.hw.cycles import ARRAY_LIMIT, CHOICES
 from octo_exp.hw.fields import check_name, check_number, checked_sources, named_fields
 
-# Read by `HardwareProfile.__post_init__`: how the number in a field is checked. A field that carries one of them
-# describes the machine and therefore needs an entry in `sources`.
-_COUNT: dict[str, Any] = {"whole": True}
-_QUANTITY: dict[str, Any] = {"whole": False}
-_OPTIONAL_COUNT: dict[str, Any] = {"whole": True, "optional": True}
-_OPTIONAL_QUANTITY: dict[str, Any] = {"whole": False, "optional": True}
-_RATE: dict[str, Any] = {**_OPTIONAL_QUANTITY, "limit": 1}
+# Read by `check_field`: how the number in a field is checked, and between which bounds every machine lies. A field that
+# carries one of them describes the machine and therefore needs an entry in `sources`.
+_COUNT: dict[str, Any] = {"whole": True, "low": 1, "high": ARRAY_LIMIT}
+# A kilohertz to a terahertz.
+_FREQUENCY: dict[str, Any] = {"whole": False, "low": 1e-3, "high": 1e6}
+# A byte in each half, to a pebibyte.
+MEMORY: dict[str, Any] = {"whole": False, "low": 2**-9, "high": 2**40}
+_BANDWIDTH: dict[str, Any] = {"whole": False, "low": 1e-9, "high": 1e9}
+_LANES: dict[str, Any] = {"whole": True, "optional": True, "low": 1, "high": 2**20}
+# A multiplication in a million cycles is slower than any routine for it.
+_RATE: dict[str, Any] = {"whole": False, "optional": True, "low": 1e-6, "high": 1}
+_QUOTED: dict[str, Any] = {"whole": False, "optional": True, "low": 1e-9, "high": 1e9}
 
 
 @named_fields("hardware profile")
@@ -44,7 +49,7 @@ class HardwareProfile:
         notes: what the profile leaves out or approximates.
 
     Raises:
-        UserError: a missing, unknown, non-positive or unsourced field.
+        UserError: a missing, unknown or unsourced field, or a number beyond what a machine can have.
 
     """
 
@@ -52,15 +57,15 @@ class HardwareProfile:
     rows: int = field(metadata=_COUNT)
     cols: int = field(metadata=_COUNT)
     dataflow: str
-    frequency_mhz: float = field(metadata=_QUANTITY)
-    sram_ifmap_kib: float = field(metadata=_QUANTITY)
-    sram_filter_kib: float = field(metadata=_QUANTITY)
-    sram_ofmap_kib: float = field(metadata=_QUANTITY)
-    dram_bytes_per_cycle: float = field(metadata=_QUANTITY)
-    vector_lanes: int | None = field(metadata=_OPTIONAL_COUNT)
+    frequency_mhz: float = field(metadata=_FREQUENCY)
+    sram_ifmap_kib: float = field(metadata=MEMORY)
+    sram_filter_kib: float = field(metadata=MEMORY)
+    sram_ofmap_kib: float = field(metadata=MEMORY)
+    dram_bytes_per_cycle: float = field(metadata=_BANDWIDTH)
+    vector_lanes: int | None = field(metadata=_LANES)
     bf16_macs_per_pe_cycle: float | None = field(metadata=_RATE)
     fp32_macs_per_pe_cycle: float | None = field(metadata=_RATE)
-    quoted_tops: float | None = field(metadata=_OPTIONAL_QUANTITY)
+    quoted_tops: float | None = field(metadata=_QUOTED)
     # A mapping has no hash; two profiles that differ in it are still unequal.
     sources: Mapping[str, Mapping[str, str]] = field(hash=False)
     notes: str
@@ -79,9 +84,7 @@ class HardwareProfile:
             value = getattr(self, item.name)
             if value is None and item.metadata.get("optional"):
                 continue
-            check_number(title, item.name, value, whole=item.metadata["whole"])
-            if value > item.metadata.get("limit", value):
-                raise UserError(f"{title}: {item.name} must be at most {item.metadata['limit']}, got {value!r}")
+            check_field(title, item.name, value)
             described.append(item.name)
         object.__setattr__(self, "sources", checked_sources(title, self.sources, described))
 
@@ -99,3 +102,14 @@ class HardwareProfile:
     def peak_tops(self) -> float:
         """Peak int8 tera-operations a second of the modelled array: 2 * rows * cols * frequency."""
         return 2 * self.rows * self.cols * self.frequency_mhz * 1e6 / 1e12
+
+
+def check_field(title: str, name: str, value: object) -> None:
+    """Raise `UserError` unless a machine can have this number in the field of that name."""
+    rule = number_rule(name)
+    check_number(title, name, value, whole=rule["whole"], low=rule["low"], high=rule["high"])
+
+
+def number_rule(name: str) -> Mapping[str, Any]:
+    """How the number in a field is checked: `whole`, `low` and `high`, and `optional` where it may be None."""
+    return next(item.metadata for item in dataclasses.fields(HardwareProfile) if item.name == name)

@@ -25,7 +25,8 @@ D bytes in all, W bytes a cycle and t compute cycles:
 
     stall = D / (F W) + max(0, D (1 - 1/F) / W - t) = max(D / (F W), D / W - t)
 
-which is 0 without a limit to the bandwidth, and falls with W and with every memory. The model is this project's own.
+which is 0 without a limit to the bandwidth, and falls with W and with every memory; a half holds whole bytes. Cycles
+and bytes are exact below 2**53, beyond which they are refused. The model is this project's own.
 In the convention "scalesim" the words are those of that simulator with bandwidth computed: every element once, the
 results of ws and is Fr times, and nothing waits.
 """
@@ -37,11 +38,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.hw.cycles import GemmCost
+from octo_exp.hw.exact import ceil_quotient, check, product
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.workload import GemmArrays
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+
+_BYTES = "bytes from and to off-chip memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,8 @@ class Traffic:
         return cls(**{f.name: np.where(condition, getattr(yes, f.name), getattr(no, f.name)) for f in fields(cls)})
 
     def times(self, count: IntArray) -> "Traffic":
-        """Return the bytes of `count` such products."""
+        """Return the bytes of `count` such products; `UserError` from 2**53 on."""
+        product(_BYTES, "batch_size", self.total, count)
         return Traffic(**{f.name: getattr(self, f.name) * count for f in fields(self)})
 
 
@@ -79,14 +84,18 @@ _ALL = _Share(1, 1)
 
 
 class _Operand(NamedTuple):
-    """Bytes of an operand or of the result, and the half of its memory."""
+    """Bytes of an operand or of the result, and of the half of its memory."""
 
     size: IntArray
-    half: FloatArray
+    half: IntArray
 
     def part(self, share: _Share) -> Any:
-        """Bytes of this share of it."""
-        return self.size if share is _ALL else self.size * share.taken / share.extent
+        """Bytes of this share of it, the last one whole; a fraction of a byte fits where the whole one does."""
+        if share is _ALL:
+            return self.size
+        # size * taken / extent, in parts that cannot wrap.
+        whole, rest = np.divmod(self.size, share.extent)
+        return whole * share.taken - (-(rest * share.taken) // share.extent)
 
     def fits(self, share: _Share = _ALL) -> Any:
         """Whether this share of it fits."""
@@ -94,7 +103,7 @@ class _Operand(NamedTuple):
 
     def pieces(self, share: _Share = _ALL) -> Any:
         """The least number of equal pieces of this share of it that fit one at a time."""
-        return np.ceil(self.part(share) / self.half)
+        return -(-self.part(share) // self.half)
 
 
 class _Layout(NamedTuple):
@@ -150,10 +159,10 @@ def dram_traffic(gemms: GemmArrays, machines: Machines, cost: GemmCost, *, conve
 
 def vector_traffic(gemms: GemmArrays, machines: Machines) -> Traffic:
     """Bytes of each GEMM on each machine's vector unit."""
-    lanes = np.where(np.isnan(machines.vector_lanes), 1, machines.vector_lanes)
+    lanes = machines.lanes
     layout = _Layout(
         row_folds=gemms.m,
-        col_folds=np.ceil(gemms.n / lanes),
+        col_folds=-(-gemms.n // lanes),
         row_share=_Share(1, gemms.m),
         col_share=_Share(np.minimum(lanes, gemms.n), gemms.n),
         temporal=gemms.k,
@@ -161,22 +170,20 @@ def vector_traffic(gemms: GemmArrays, machines: Machines) -> Traffic:
     return _bytes(gemms, _output_stationary(*_operands(gemms, machines), layout))
 
 
-def stall_cycles(
-    compute: IntArray | FloatArray, traffic: IntArray, folds: IntArray, bytes_per_cycle: FloatArray
-) -> IntArray:
+def stall_cycles(compute: IntArray, traffic: IntArray, folds: IntArray, bytes_per_cycle: FloatArray) -> IntArray:
     """Cycles that a unit waits in `compute` cycles of `folds` folds that move `traffic` bytes; arrays broadcast."""
-    transfer = traffic / bytes_per_cycle
-    # As a maximum, and not as a sum: a sum of rounded parts can pass a whole number by a hair.
-    waiting: IntArray = np.ceil(np.maximum(transfer / folds, transfer - compute)).astype(np.int64)
+    transfer = ceil_quotient(traffic, bytes_per_cycle, "cycles", "dram_bytes_per_cycle")
+    # The least whole number that is not below the model's real one: ceil(D / (F W)) = ceil(ceil(D / W) / F).
+    waiting: IntArray = np.maximum(-(-transfer // folds), transfer - compute)
     return waiting
 
 
 def _operands(gemms: GemmArrays, machines: Machines) -> tuple[_Operand, _Operand, _Operand]:
     """a, b and the result with its partial sums."""
     return (
-        _Operand(gemms.elements_a * gemms.bytes_a, machines.sram_ifmap_kib * 512),
-        _Operand(gemms.elements_b * gemms.bytes_b, machines.sram_filter_kib * 512),
-        _Operand(gemms.m * gemms.n * gemms.bytes_out, machines.sram_ofmap_kib * 512),
+        _Operand(gemms.elements_a * gemms.bytes_a, machines.half_bytes("ifmap")),
+        _Operand(gemms.elements_b * gemms.bytes_b, machines.half_bytes("filter")),
+        _Operand(gemms.m * gemms.n * gemms.bytes_out, machines.half_bytes("ofmap")),
     )
 
 
@@ -248,14 +255,17 @@ def _bytes(gemms: GemmArrays, moves: _Moves) -> Traffic:
     """Bytes of so many readings; what leaves at the end may be less than the partial sums were."""
     sums = moves.spills * (gemms.m * gemms.n * gemms.bytes_out)
     results = gemms.elements_out * gemms.bytes_out
+    parts = (moves.a * (gemms.elements_a * gemms.bytes_a), moves.b * (gemms.elements_b * gemms.bytes_b), sums)
+    # All are below 2**62, and exact below 2**53 where they are floats: what is refused is never wrapped.
+    check(np.asarray(parts[0] + parts[1] + 2 * sums + results), _BYTES, "batch_size, or the sizes of the memories")
     shape = np.broadcast_shapes(*(np.shape(times) for times in moves), gemms.m.shape)
 
     def whole(values: Any) -> IntArray:
         return np.broadcast_to(np.asarray(values).astype(np.int64), shape)
 
     return Traffic(
-        ifmap_reads=whole(moves.a * (gemms.elements_a * gemms.bytes_a)),
-        filter_reads=whole(moves.b * (gemms.elements_b * gemms.bytes_b)),
+        ifmap_reads=whole(parts[0]),
+        filter_reads=whole(parts[1]),
         ofmap_reads=whole(sums),
         ofmap_writes=whole(sums + results),
     )

@@ -1,5 +1,6 @@
 """What one training step does, as shapes and widths: GEMMs, work of the vector unit, and what lies in memory when."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -7,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.errors import UserError
+from octo_exp.hw.exact import LIMIT, refusal
 from octo_exp.hw.fields import check_number
 
 ROLES = ("output", "grad_input", "grad_weight")
 GRAD_INPUT_FORMS = ("col2im", "im2col")
 WIDTHS = ("int8", "bf16", "fp32")
 VECTOR_KINDS = ("quantize", "rescale", "elementwise", "pool", "norm", "col2im", "optimizer")
+# Of an element; the arithmetic counts bytes of at most 8.
+_MOST_BITS = 64
 BUFFER_KINDS = ("weight", "activation", "mask", "gradient", "optimizer", "workspace")
 
 
@@ -35,7 +39,7 @@ class Gemm:
         elements_out: elements of the result that leave, where pooling in the same pass drops some; None: m * n.
 
     Raises:
-        UserError: an unknown role or an extent that is not a positive whole number.
+        UserError: an unknown role, an extent that is not a positive whole number, or more than 64 bits.
 
     """
 
@@ -60,7 +64,8 @@ class Gemm:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, elements)
         for name in ("m", "n", "k", "count", "bits_a", "bits_b", "bits_out", *whole):
-            check_number(f"layer {self.layer!r}", name, getattr(self, name), whole=True)
+            high = _MOST_BITS if name.startswith("bits") else None
+            check_number(f"layer {self.layer!r}", name, getattr(self, name), whole=True, high=high)
 
     @property
     def width(self) -> str:
@@ -72,6 +77,12 @@ class Gemm:
     def macs(self) -> int:
         """Multiply-accumulates, products with padding included: m * n * k * count."""
         return self.m * self.n * self.k * self.count
+
+    @property
+    def largest(self) -> int:
+        """No count of one product passes it by more than a width in bytes: the MACs, if no element is read twice."""
+        elements = max(self.m * self.k, self.elements_a or 0), max(self.k * self.n, self.elements_b or 0)
+        return max(elements[0] * self.n, elements[1] * self.m, (self.elements_out or 0) * self.k, self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +224,13 @@ class Workload:
         return tuple(gemm for gemm in self.gemms if gemm.role == role)
 
     def arrays(self) -> GemmArrays:
-        """The GEMMs as columns; an element of 8 bits or fewer takes a byte."""
+        """The GEMMs as columns; an element of 8 bits or fewer takes a byte.
+
+        Raises:
+            UserError: a GEMM of 2**53 MACs or more, which cannot be priced exactly.
+
+        """
+        check_macs(self.gemms)
         extents = ("m", "n", "k", "count", "elements_a", "elements_b", "elements_out")
         names = (*extents, "bits_a", "bits_b", "bits_out")
         rows = [tuple(getattr(gemm, name) for name in names) for gemm in self.gemms]
@@ -223,3 +240,19 @@ class Workload:
             columns[f"bytes_{operand}"] = -(-columns.pop(f"bits_{operand}") // 8)
         width = np.array([WIDTHS.index(gemm.width) for gemm in self.gemms], np.int64)
         return GemmArrays(width=width, **columns)
+
+    def vector_arrays(self) -> NDArray[np.int64]:
+        """Operations, bytes read and written of the vector unit's work, [3, V]; `UserError` from 2**53 on."""
+        for work in self.vector:
+            for unit, count in (("operations", work.operations), ("bytes", work.bytes_read + work.bytes_written)):
+                if count >= LIMIT:
+                    raise refusal(count, unit, "batch_size", f"in layer {work.layer!r}")
+        columns = [(work.operations, work.bytes_read, work.bytes_written) for work in self.vector]
+        return np.array(columns, np.int64).reshape(-1, 3).T
+
+
+def check_macs(gemms: Iterable[Gemm]) -> None:
+    """Raise `UserError` where a GEMM is too large for every count of it to be exact."""
+    for gemm in gemms:
+        if gemm.largest >= LIMIT:
+            raise refusal(gemm.largest, "MACs", "batch_size, or the sizes of the layer", f"in layer {gemm.layer!r}")

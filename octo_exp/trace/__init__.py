@@ -36,6 +36,9 @@ from octo_exp.trace.stand_ins import install
 from octo_exp.trace.twin import check_counted, check_layers, check_names, freeze, meta_copy
 from octo_exp.trace.vector import merged, optimizer_work, vector_work
 
+# A step of more would pass the bytes that torch can give a shape; the cost model refuses far fewer, by the layer.
+_MOST_IMAGES = 2**32
+
 __all__ = ["SGD", "OptimizerCost", "optimizer_cost", "trace"]
 
 
@@ -77,7 +80,7 @@ def trace(
         raise UserError(
             f"grad_input_form must be one of {', '.join(GRAD_INPUT_FORMS)} (the implicit form), got {grad_input_form!r}"
         )
-    check_number("trace", "batch_size", batch_size, whole=True)
+    check_number("trace", "batch_size", batch_size, whole=True, high=_MOST_IMAGES)
     shares = dict(sparse or {})
     if isinstance(net, McuNet):
         if frozen or shares or autocast:

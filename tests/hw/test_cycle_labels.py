@@ -12,7 +12,6 @@ from octo_exp.hw import gemm_cycles
 LABELS = os.environ.get("OCTO_CYCLE_LABELS")
 
 
-@pytest.mark.optional
 @pytest.mark.skipif(
     not LABELS,
     reason="set OCTO_CYCLE_LABELS to proxy/dataset.csv of github.com/hplp/ai-hardware-project-6501-group6",

@@ -30,15 +30,32 @@ def test_touched_elements_are_counted(tmp_path_factory, ifmap, window, strides):
     assert (gemm.m, gemm.n, gemm.k) == (axes[0][0] * axes[1][0], 2, window[0] * window[1] * 3)
 
 
-def test_a_depthwise_layer_is_one_layer_a_channel(tmp_path):
+def test_a_depthwise_layer_is_one_product_for_each_channel(tmp_path):
     gemms = read_topology(
         write(tmp_path / "t.csv", f"{HEADER}DPw,6,6,3,3,3,2,1,\nfc,1,1,1,1,9,4,1, # last\n\n"), "conv"
     )
-    assert [gemm.layer for gemm in gemms] == ["DPwChannel_0", "DPwChannel_1", "DPwChannel_2", "fc"]
-    assert {(gemm.m, gemm.n, gemm.k, gemm.elements_a) for gemm in gemms[:3]} == {(16, 2, 9, 36)}
-    assert {(gemm.role, gemm.count, gemm.bits_a, gemm.bits_b, gemm.bits_out) for gemm in gemms} == {
-        ("output", 1, 8, 8, 8)
-    }
+    assert [(gemm.layer, gemm.count) for gemm in gemms] == [("DPw", 3), ("fc", 1)]
+    assert (gemms[0].m, gemms[0].n, gemms[0].k, gemms[0].elements_a) == (16, 2, 9, 36)
+    assert {(gemm.role, gemm.bits_a, gemm.bits_b, gemm.bits_out) for gemm in gemms} == {("output", 8, 8, 8)}
+
+
+# How SCALE-Sim 2.0.2 or 3.0.0 reads a row, tried with both.
+@pytest.mark.parametrize(
+    ("kind", "rows", "wanted"),
+    [
+        ("conv", "a,8,8,3,3,1,4,1,\na,8,8,3,3,1,4,1,\n", [("a", 36, 4, 9)] * 2),
+        ("gemm", "a,8,9,3,\na,8,9,3,\n", [("a", 8, 9, 3)] * 2),
+        ("conv", "a,8,8,3,3,1,4,1,1:1,\n", [("a", 36, 4, 9)]),
+        ("conv", "a,8,8,3,3,1,4,1, 4 : 4 ,\n", [("a", 36, 4, 9)]),
+        ("gemm", "a,8,9,3,1:1,\n", [("a", 8, 9, 3)]),
+        ("gemm", "a,8,9,3,,\nb,8,9,3,\t,,\n", [("a", 8, 9, 3), ("b", 8, 9, 3)]),
+        ("conv", "\ta,\t8,8\t,3,3,1,4,1,\t\n\t\n", [("a", 36, 4, 9)]),
+        ("conv", "a;b,8,8,3,3,1,4,1,\n", [("a;b", 36, 4, 9)]),
+    ],
+)
+def test_a_row_is_read_as_scalesim_reads_it(tmp_path, kind, rows, wanted):
+    gemms = read_topology(write(tmp_path / "t.csv", f"header,\n{rows}"), kind)
+    assert [(gemm.layer, gemm.m, gemm.n, gemm.k) for gemm in gemms] == wanted
 
 
 def test_a_workload_survives_its_topology(tmp_path):
@@ -64,7 +81,22 @@ def test_a_workload_survives_its_topology(tmp_path):
         ("conv", f"{HEADER}a,8,8,9,3,1,4,1,\n", "t.csv:2: layer 'a': a filter of 9x3 is larger than its ifmap of 8x8"),
         ("conv", f"{HEADER}a,8,8,3,9,1,4,1,\n", "t.csv:2: layer 'a': a filter of 3x9 is larger than its ifmap of 8x8"),
         ("conv", f"{HEADER}a,8,8,3,3,1,4,1,\n" * 2, "t.csv:3: layer 'Layer name': 'IFMAP Height' must be"),
-        ("conv", f"{HEADER}a,8,8,3,3,1,4,1,\na,8,8,3,3,1,4,1,\n", "t.csv:3: layer 'a' is there twice"),
+        ("conv", f"{HEADER}a,8,8,3,3,1,4,1,\n,,,,,,,,\n", "t.csv:3: the row has no cell with a value, at which SCALE-"),
+        (
+            "conv",
+            f"{HEADER} , ,\t,\n",
+            "t.csv:2: the row has no cell with a value, at which SCALE-Sim stops: delete it",
+        ),
+        (
+            "conv",
+            f"{HEADER}a,8,8,3,3,1,4,1,,\n",
+            "t.csv:2: the row's last cell is empty, at which SCALE-Sim stops: del",
+        ),
+        ("conv", f"{HEADER}a\t8\t8\t3\t3\t1\t4\t1\n", "t.csv:2: the cells are parted by tabs, SCALE-Sim parts them by"),
+        ("gemm", "Layer;M;N;K;\na;8;8;3;\n", "t.csv:2: the cells are parted by semicolons, SCALE-Sim parts them by co"),
+        ("conv", f"{HEADER}a,8,8,3,3,1,4,1,2,1:1,\n", "t.csv:2: SCALE-Sim reads one stride beside a sparsity"),
+        ("gemm", "Layer,M,N,K,\na,8,8,3,2:4,\n", "t.csv:2: sparsity is not modelled, got '2:4': write 1:1"),
+        ("gemm", f"Layer,M,N,K,\na,8,8,{'9' * 5000},\n", "t.csv:2: layer 'a': a number of 5000 digits is no size of"),
         ("conv", f"{HEADER},8,8,3,3,1,4,1,\n", "t.csv:2: the layer has no name"),
         ("conv", f"{HEADER}a,8,8,3,3,1,4,1,2:4,\n", "t.csv:2: sparsity is not modelled, got '2:4'"),
         ("conv", "a,8,8,3,3,1,4,1,\n", "t.csv:1: the first line is skipped as a header"),
@@ -155,6 +187,11 @@ def test_a_profile_survives_its_config(tmp_path, bandwidth):
         (config_text(ArrayWidth=None), "key ArrayWidth is missing: add it to section [architecture_presets]"),
         (config_text(Bandwidth=None), "key Bandwidth is missing"),
         (config_text(ArrayHeight="8.5"), "c.cfg:5: ArrayHeight must be a whole number greater than zero, got '8.5'"),
+        (config_text(IfmapSramSzkB="9" * 400), "c.cfg:7: IfmapSramSzkB must be at most 1099511627776, got 9999999"),
+        (config_text(IfmapSramSzkB="9" * 5000), "c.cfg:7: IfmapSramSzkB must be at most 1099511627776, got 9999999"),
+        (config_text(ArrayHeight="65537"), "c.cfg:5: ArrayHeight must be at most 65536, got 65537"),
+        (config_text(Bandwidth="1e-300"), "c.cfg:10: Bandwidth must lie in 1e-09..1e+09 words a cycle, got '1e-300'"),
+        (config_text(Bandwidth="inf"), "c.cfg:10: Bandwidth must lie in 1e-09..1e+09 words a cycle, got 'inf'"),
         (config_text(IfmapSramSzkB="0"), "c.cfg:7: IfmapSramSzkB must be a whole number greater than zero"),
         (config_text(Bandwidth="fast"), "c.cfg:10: Bandwidth must be a number of words a cycle"),
         (config_text(Bandwidth="-1"), "c.cfg:10: Bandwidth must be a number of words a cycle"),

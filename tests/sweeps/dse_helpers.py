@@ -32,7 +32,7 @@ def rows(path):
 
 
 def command(folder, *arguments, **options):
-    line = [sys.executable, "sweeps/dse.py", *LENET, *arguments, f"hydra.run.dir={folder}"]
+    line = [sys.executable, "sweeps/dse.py", *arguments, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options

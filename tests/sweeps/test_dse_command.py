@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shlex
 import signal
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from octo_exp.errors import ConfigError
 from octo_exp.hw.scalesim import read_config, read_topology
@@ -16,17 +18,15 @@ from octo_exp.hw.search.state import Store
 from sweeps import dse
 from tests.configs import CONF
 from tests.hw.helpers import GOLDEN
-from tests.sweeps.dse_helpers import FILES, command, ran, rows, searched
+from tests.sweeps.dse_helpers import FILES, LENET, command, ran, rows, searched
 
 
-def test_the_command_prints_what_scalesims_own_search_found(tmp_path):
-    code, out, err = ran(
-        tmp_path,
-        "roles=[output]",
-        "convention=scalesim",
-        "space={rows:{powers_of_two:[1,64]},cols:{powers_of_two:[1,64]},dataflow:[os,ws,is]}",
-        "constraints.processing_elements=64",
-    )
+def test_the_command_of_the_help_prints_the_21_points_of_scalesims_own_search(tmp_path):
+    examples = OmegaConf.load(CONF / "dse.yaml").hydra.help.template.splitlines()
+    (example,) = [line for line in examples if "convention=scalesim" in line]
+    program, script, *arguments = shlex.split(example)
+    assert (program, script) == ("python", "sweeps/dse.py")
+    code, out, err = ran(tmp_path, *arguments)
     assert (code, err) == (0, "")
     with (GOLDEN / "dse_lenet5_pe64_exhaustive.csv").open(newline="") as file:
         golden = [
@@ -51,7 +51,7 @@ def test_the_command_prints_what_scalesims_own_search_found(tmp_path):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, line, tmp_path):
-    code, out, err = ran(tmp_path, *arguments)
+    code, out, err = ran(tmp_path, *LENET, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert line in err
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
         "objectives=[total_cycles]",
     ]
     # A job in the background of a shell ignores the signal, and so do its children.
-    process = command(tmp_path, *settings, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+    process = command(tmp_path, *LENET, *settings, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     for _ in range(600):
         if (tmp_path / dse.STATE_FILE).exists():
             break

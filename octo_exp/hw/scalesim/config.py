@@ -10,7 +10,7 @@ from pathlib import Path
 
 from octo_exp.errors import UserError
 from octo_exp.hw.cycles import DATAFLOWS
-from octo_exp.hw.profile import HardwareProfile
+from octo_exp.hw.profile import HardwareProfile, number_rule
 from octo_exp.hw.scalesim.files import read_text, write_all
 
 BANDWIDTH_MODES = ("CALC", "USER")
@@ -24,6 +24,8 @@ _WHOLE_NUMBERS = {
     "sram_filter_kib": "FilterSramSzkB",
     "sram_ofmap_kib": "OfmapSramSzkB",
 }
+# Characters of a wrong value that are shown.
+_SHOWN = 40
 # Switches of version 3, in whichever section, that change what the closed form counts.
 _MUST_BE_OFF = ("SparsitySupport", "IfmapCustomLayout", "FilterCustomLayout", "UseRamulatorTrace")
 _CONFIG_TEXT = """\
@@ -102,7 +104,7 @@ def read_config(path: str | Path) -> ScaleSimConfig:
     for key in _MUST_BE_OFF:
         file.check_off(key)
     source = f"{file.path.name}, SCALE-Sim config"
-    numbers = {field: file.whole_number(_ARCHITECTURE, key) for field, key in _WHOLE_NUMBERS.items()}
+    numbers = {field: file.whole_number(field, key) for field, key in _WHOLE_NUMBERS.items()}
     given = ("dataflow", "dram_bytes_per_cycle", *numbers)
     profile = HardwareProfile(
         name=file.run_name(),
@@ -150,6 +152,10 @@ def write_config(profile: HardwareProfile, path: str | Path, *, interface_bandwi
     write_all({Path(path): text})
 
 
+def _cut(value: str) -> str:
+    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}... ({len(value)} characters)"
+
+
 class _ConfigFile:
     """A parsed .cfg whose complaints name the file and the line."""
 
@@ -180,11 +186,17 @@ class _ConfigFile:
             raise self._wrong(key, f"must be one of {', '.join(known)}, got {value!r}")
         return value
 
-    def whole_number(self, section: str, key: str) -> int:
-        value = self.value(section, key)
-        if not (value.isascii() and value.isdigit() and int(value) > 0):
-            raise self._wrong(key, f"must be a whole number greater than zero, got {value!r}")
-        return int(value)
+    def whole_number(self, field: str, key: str) -> int:
+        """The number of the profile's field."""
+        value = self.value(_ARCHITECTURE, key)
+        digits = value.lstrip("0")
+        if not (value.isascii() and value.isdigit() and digits):
+            raise self._wrong(key, f"must be a whole number greater than zero, got {_cut(value)!r}")
+        high = number_rule(field)["high"]
+        # Python refuses to read too many digits.
+        if len(digits) > len(str(high)) or int(digits) > high:
+            raise self._wrong(key, f"must be at most {high}, got {_cut(value)}")
+        return int(digits)
 
     def bandwidth(self) -> float:
         value = self.value(_ARCHITECTURE, "Bandwidth")
@@ -192,8 +204,12 @@ class _ConfigFile:
             words = float(value.split(",")[0])
         except ValueError:
             words = math.nan
-        if not (math.isfinite(words) and words > 0):
-            raise self._wrong("Bandwidth", f"must be a number of words a cycle greater than zero, got {value!r}")
+        if not words > 0:
+            raise self._wrong("Bandwidth", f"must be a number of words a cycle greater than zero, got {_cut(value)!r}")
+        rule = number_rule("dram_bytes_per_cycle")
+        if not rule["low"] <= words <= rule["high"]:
+            bounds = f"{rule['low']:g}..{rule['high']:g}"
+            raise self._wrong("Bandwidth", f"must lie in {bounds} words a cycle, got {_cut(value)!r}")
         return words
 
     def run_name(self) -> str:

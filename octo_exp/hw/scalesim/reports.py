@@ -4,7 +4,7 @@ They have the form of SCALE-Sim 2.0.2 (version 3 has one more column in the firs
 `hw.cycles`) and a word is a byte. With InterfaceBandwidth = CALC nothing stalls, and equal to SCALE-Sim's are
 
     COMPUTE_REPORT      every column
-    SRAM columns        every one, but for the last cycle of an ifmap read where windows hang over its edge
+    SRAM columns        every one
     DRAM columns        of an ifmap or filter of fewer than 50 * floor(bytes / 100) distinct elements, and of an ofmap
                         of at most bytes / 2 words, where `bytes` is the size of its own memory
 
@@ -25,11 +25,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from octo_exp.hw.cycles import FloatArray, GemmCost, IntArray, gemm_cost
+from octo_exp.errors import UserError
+from octo_exp.hw.cycles import DATAFLOWS, FloatArray, GemmCost, IntArray, gemm_cost
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import price_gemms
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.hw.workload import Gemm, Workload
+from octo_exp.hw.scalesim.windows import Convolution
+from octo_exp.hw.workload import Gemm, Workload, check_macs
 
 _COMPUTE = "Total Cycles, Stall Cycles, Overall Util %, Mapping Efficiency %, Compute Util %"
 _BANDWIDTH = ", ".join(
@@ -43,6 +45,8 @@ _DETAILED = ", ".join(
 _OPERANDS = ("ifmap", "filter", "ofmap")
 # SCALE-Sim keeps this many of a memory's hundredths for the operand in use, and fetches so many words a cycle.
 _HUNDREDTHS, _FETCH_WORDS = 50, 10
+# Of reports; a depthwise convolution has one for each channel.
+_MOST_ROWS = 10_000_000
 
 
 class Transfer(NamedTuple):
@@ -77,16 +81,22 @@ class Run(NamedTuple):
 
 
 def simulate(gemms: Sequence[Gemm], profile: HardwareProfile, interface_bandwidth: str = "CALC") -> Run:
-    """Price each of `gemms` once, whatever its count; USER limits the bandwidth to the profile's.
+    """Price each of `gemms`, alike products once; USER limits the bandwidth to the profile's.
 
     Raises:
         UserError: a GEMM or an array too large to be priced exactly.
 
     """
+    check_macs(gemms)
+    if (rows := sum(gemm.count for gemm in gemms)) > _MOST_ROWS:
+        raise UserError(f"the reports would have {rows:,} rows, one for each channel: more than {_MOST_ROWS:,}")
     columns = [[getattr(gemm, name) for gemm in gemms] for name in ("m", "n", "k", "elements_a", "elements_b")]
     m, n, k, *elements = np.array(columns, np.int64)
     cost = gemm_cost(m, n, k, rows=profile.rows, cols=profile.cols, dataflow=profile.dataflow, convention="scalesim")
     ifmap, filters, ofmap = _sram(m, n, k, cost, profile)
+    for index, gemm in enumerate(gemms):
+        if isinstance(gemm, Convolution) and gemm.hangs:
+            ifmap.stop[index] = _last_read(gemm, cost, index, profile)
     written = np.where(cost.dataflow == 0, 1, cost.row_folds) * m * n
     operands = (
         OperandAccess(ifmap, *_fetched(elements[0], profile.sram_ifmap_kib)),
@@ -109,7 +119,8 @@ def _stalls(gemms: Sequence[Gemm], profile: HardwareProfile) -> IntArray:
 
 
 def reports(run: Run) -> dict[str, str]:
-    """Text of SCALE-Sim's three reports, by file name."""
+    """Text of SCALE-Sim's three reports, by file name; a row for each product."""
+    counts = [gemm.count for gemm in run.gemms]
     cost, total = run.cost, run.cost.cycles + run.stalls
     cycles = np.maximum(total, 1)
     compute: list[IntArray | FloatArray] = [total, run.stalls]
@@ -122,9 +133,9 @@ def reports(run: Run) -> dict[str, str]:
         bandwidth.append(dram.words / np.where(fits, dram.stop - dram.start + 1, cycles))
         detailed += [np.where(fits, dram.start, np.nan), np.where(fits, dram.stop, np.nan), dram.words]
     return {
-        "COMPUTE_REPORT.csv": _csv(_COMPUTE, compute),
-        "BANDWIDTH_REPORT.csv": _csv(_BANDWIDTH, bandwidth),
-        "DETAILED_ACCESS_REPORT.csv": _csv(_DETAILED, detailed),
+        "COMPUTE_REPORT.csv": _csv(_COMPUTE, compute, counts),
+        "BANDWIDTH_REPORT.csv": _csv(_BANDWIDTH, bandwidth, counts),
+        "DETAILED_ACCESS_REPORT.csv": _csv(_DETAILED, detailed, counts),
     }
 
 
@@ -135,17 +146,26 @@ def overall_utilization(run: Run) -> FloatArray:
 
 
 def table(run: Run) -> str:
-    """Layers and their total as aligned lines, and one line for each operand whose DRAM columns are not exact."""
-    width = max(5, *(len(gemm.layer) for gemm in run.gemms))
+    """Layers and their total as aligned lines, and one line for each operand whose DRAM columns are not exact.
+
+    A depthwise layer of many channels is one line with the figures of one of them.
+    """
+    names = [gemm.layer if gemm.count == 1 else f"{gemm.layer} x{gemm.count}" for gemm in run.gemms]
+    width = max(5, *map(len, names))
     heads = f"{'M':>8} {'N':>8} {'K':>8} {'cycles':>12} {'stalls':>12} {'overall %':>9} {'mapping %':>9}"
     lines = [f"{'layer':<{width}} {heads}"]
     total = run.cost.cycles + run.stalls
-    columns = (run.gemms, total, run.stalls, overall_utilization(run), run.cost.mapping_utilization)
-    for gemm, cycles, stalls, overall, mapping in zip(*columns, strict=True):
+    columns = (names, run.gemms, total, run.stalls, overall_utilization(run), run.cost.mapping_utilization)
+    for name, gemm, cycles, stalls, overall, mapping in zip(*columns, strict=True):
         shape = f"{gemm.m:>8} {gemm.n:>8} {gemm.k:>8}"
         costs = f"{cycles:>12} {stalls:>12} {100 * overall:>9.2f} {100 * mapping:>9.2f}"
-        lines.append(f"{gemm.layer:<{width}} {shape} {costs}")
-    lines.append(f"{'total':<{width}} {'':>26} {total.sum():>12} {run.stalls.sum():>12}")
+        lines.append(f"{name:<{width}} {shape} {costs}")
+    # Python's own integers, for a sum of many layers may pass any column.
+    sums = [
+        sum(gemm.count * each for gemm, each in zip(run.gemms, column.tolist(), strict=True))
+        for column in (total, run.stalls)
+    ]
+    lines.append(f"{'total':<{width}} {'':>26} {sums[0]:>12} {sums[1]:>12}")
     if run.stalls.any():
         lines.append("stalls are those of octo_exp.hw.traffic, not SCALE-Sim's; DRAM bandwidths are words / cycles")
         return "\n".join(lines) + "\n"
@@ -183,6 +203,13 @@ def _sram(m: IntArray, n: IntArray, k: IntArray, cost: GemmCost, profile: Hardwa
     ]
 
 
+def _last_read(gemm: Convolution, cost: GemmCost, index: int, profile: HardwareProfile) -> int:
+    """The last cycle of an ifmap read where windows hang over the ifmap's edge."""
+    rows, cols, dataflow = profile.rows, profile.cols, DATAFLOWS[int(cost.dataflow[index])]
+    lines = (int(cost.cycles[index]) + 1) // int(cost.row_folds[index] * cost.col_folds[index])
+    return gemm.last_read(dataflow, rows, cols, lines)
+
+
 def _fetched(words: IntArray, kib: float) -> tuple[Transfer, NDArray[np.bool_]]:
     """Distinct elements read from DRAM: all before cycle 0, in whole hundredths of the memory."""
     hundredth = max(1, int(1024 * kib) // 100)
@@ -196,9 +223,10 @@ def _drained(words: IntArray, cycles: IntArray, profile: HardwareProfile) -> tup
     return Transfer(cycles, stop, words), words <= int(1024 * profile.sram_ofmap_kib) // 2
 
 
-def _csv(header: str, columns: Sequence[IntArray | FloatArray]) -> str:
-    """Report with a row for each layer; a cell that is not known is empty."""
+def _csv(header: str, columns: Sequence[IntArray | FloatArray], counts: Sequence[int]) -> str:
+    """Report with so many rows for each layer; a cell that is not known is empty."""
     rows = [f"LayerID, {header},\n"]
-    for layer, cells in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        rows.append(", ".join([str(layer), *("" if cell != cell else str(cell) for cell in cells)]) + ",\n")
+    for count, *cells in zip(counts, *(column.tolist() for column in columns), strict=True):
+        text = ", ".join("" if cell != cell else str(cell) for cell in cells)
+        rows += [f"{layer}, {text},\n" for layer in range(len(rows) - 1, len(rows) - 1 + count)]
     return "".join(rows)

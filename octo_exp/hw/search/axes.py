@@ -1,6 +1,5 @@
 """One axis of a space of machines: the values that a field of a profile takes."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +11,13 @@ from octo_exp.errors import UserError
 from octo_exp.hw.cycles import choice_codes
 from octo_exp.hw.fields import check_number
 from octo_exp.hw.machines import field_names
-from octo_exp.hw.profile import HardwareProfile
+from octo_exp.hw.profile import check_field, number_rule
 
 # Axes whose values have no order.
 CATEGORICAL = ("dataflow",)
 _MOST_VALUES = 2**16
+# No field of a machine goes further.
+_SMALLEST, _LARGEST = 1e-12, 2**40
 _FORMS = "a list of values, {from, to[, step]} or {powers_of_two: [low, high]}"
 
 
@@ -47,11 +48,8 @@ def axis_values(name: str, given: Any) -> NDArray[Any]:
 
 def _checked(name: str, value: Any) -> int | float:
     """Return the value as the profile would take it."""
-    rule = next(field.metadata for field in dataclasses.fields(HardwareProfile) if field.name == name)
-    check_number("space", name, value, whole=rule["whole"])
-    if value > rule.get("limit", value):
-        raise UserError(f"space: {name} must be at most {rule['limit']}, got {value!r}")
-    return int(value) if rule["whole"] else float(value)
+    check_field("space", name, value)
+    return int(value) if number_rule(name)["whole"] else float(value)
 
 
 def _listed(title: str, given: Any) -> list[Any]:
@@ -68,13 +66,13 @@ def _powers_of_two(title: str, ends: Any) -> list[int]:
     if not isinstance(ends, Sequence) or len(ends) != 2:
         raise UserError(f"{title}: powers_of_two must be [low, high], got {ends!r}")
     for end in ends:
-        check_number(title, "powers_of_two", end, whole=True)
+        check_number(title, "powers_of_two", end, whole=True, high=_LARGEST)
     return [2**power for power in range(math.ceil(math.log2(ends[1])) + 1) if ends[0] <= 2**power <= ends[1]]
 
 
 def _stepped(title: str, first: Any, last: Any, step: Any) -> list[Any]:
     for name, value in (("from", first), ("to", last), ("step", step)):
-        check_number(title, name, value, whole=False)
+        check_number(title, name, value, whole=False, low=_SMALLEST, high=_LARGEST)
     # A last step that rounding puts a hair beyond the end still counts.
     count = max(0, math.floor((last - first) / step + 1e-9) + 1)
     if count > _MOST_VALUES:

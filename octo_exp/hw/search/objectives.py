@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from octo_exp.errors import UserError
 from octo_exp.hw.cycles import CONVENTIONS, DATAFLOWS, gemm_cycles
 from octo_exp.hw.energy import EnergyTable
+from octo_exp.hw.exact import product, sum_rows
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import GemmPrices, check_arithmetic, price_gemms, price_vector
 from octo_exp.hw.profile import HardwareProfile
@@ -17,6 +18,9 @@ from octo_exp.hw.workload import Workload
 
 FloatArray = NDArray[np.float64]
 _UJ = 1e-6
+# What is summed, and what to check where that is too much.
+_CYCLES = ("cycles", "batch_size, or the axes rows and cols")
+_STALLS = ("cycles", "batch_size and dram_bytes_per_cycle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,7 @@ class Objectives:
         check_arithmetic(self.workload, profile, convention=self.convention, energy=self.energy)
 
     def __call__(self, machines: Machines) -> dict[str, FloatArray]:
-        """Objective -> figures [P], in its own unit; whole numbers are exact below 2**53."""
+        """Objective -> figures [P], in its own unit; whole numbers are exact, `UserError` where one reaches 2**53."""
         names = {objective.name for objective in self.chosen}
         found: dict[str, NDArray[Any]] = {}
         if names & {"total_cycles", "energy"}:
@@ -100,7 +104,7 @@ class Objectives:
             found = {"cycles": self._cycles(machines)}
         elements = machines.processing_elements[:, 0]
         if "utilization" in names:
-            found["utilization"] = self.workload.macs / (np.maximum(found["cycles"], 1) * elements)
+            found["utilization"] = self.workload.macs / (np.maximum(found["cycles"], 1.0) * elements)
         found |= {"processing_elements": elements, "memory": machines.sram_kib[:, 0]}
         return {o.name: np.asarray(found[o.name], np.float64) for o in self.chosen}
 
@@ -123,7 +127,7 @@ class Objectives:
         rate = machines.rate(gemms.width)
         free = (machines.dataflow == len(DATAFLOWS)).any()
         if self.convention == "exact" and (free or np.isnan(rate).any()):
-            return _sum(price_gemms(gemms, machines, convention=self.convention).cycles)
+            return sum_rows(price_gemms(gemms, machines, convention=self.convention).cycles, *_CYCLES)
         each = gemm_cycles(
             gemms.m,
             gemms.n,
@@ -134,11 +138,11 @@ class Objectives:
             convention=self.convention,
             rate=rate if self.convention == "exact" else 1.0,
         )
-        return _sum(each * gemms.count)
+        return sum_rows(product("cycles", "batch_size", each, gemms.count), *_CYCLES)
 
     def _priced(self, machines: Machines, names: set[str]) -> dict[str, NDArray[Any]]:
         prices = price_gemms(self._gemms, machines, convention=self.convention, energy=self.energy)
-        found = {"cycles": _sum(prices.cycles)}
+        found: dict[str, NDArray[Any]] = {"cycles": sum_rows(prices.cycles, *_CYCLES)}
         if prices.energy_pj is not None:
             found["energy"] = _sum(prices.energy_pj) * _UJ
         if self.convention == "exact":
@@ -148,8 +152,9 @@ class Objectives:
     def _add_vector_work(self, found: dict[str, NDArray[Any]], prices: GemmPrices, machines: Machines) -> None:
         """Add what is done beside the GEMMs."""
         vector = price_vector(self.workload, machines, energy=self.energy)
-        waits = _sum(prices.stall_cycles) + _sum(vector.stall_cycles)
-        found["total_cycles"] = found["cycles"] + _sum(vector.cycles) + waits
+        parts = [prices.stall_cycles, vector.stall_cycles, vector.cycles]
+        parts = [found["cycles"], *(sum_rows(part, *_STALLS) for part in parts)]
+        found["total_cycles"] = sum_rows(np.stack(parts, axis=1), *_STALLS)
         if vector.energy_pj is not None:
             found["energy"] = found["energy"] + _sum(vector.energy_pj) * _UJ
 

@@ -24,6 +24,8 @@ LIMITED = {
     "sram_kib": ("sram_ifmap_kib", "sram_filter_kib", "sram_ofmap_kib"),
 }
 _MOST_POINTS = 2**62
+# No limit needs to go further: it is more than a machine can have.
+_LARGEST = 2**42
 _MOST_COMBINATIONS = 2**24
 _CHUNK = 2**18
 
@@ -218,7 +220,9 @@ def _limit(name: str, given: Any) -> Limit | None:
     if not bounds or set(bounds) - {"min", "max"}:
         raise UserError(f"{title} must be a number or {{min: .., max: ..}}, got {given!r}")
     for key, value in bounds.items():
-        check_number("constraints", f"{name}.{key}" if isinstance(given, Mapping) else name, value, whole=False)
+        check_number(
+            "constraints", f"{name}.{key}" if isinstance(given, Mapping) else name, value, whole=False, high=_LARGEST
+        )
     limit = Limit(low=bounds.get("min", 0), high=bounds.get("max", math.inf))
     if limit.low > limit.high:
         raise UserError(f"{title}: min {limit.low:g} is above max {limit.high:g}")

@@ -1,0 +1,90 @@
+"""Whole numbers that are exact or refused: products, sums and quotients of columns, none of which can wrap.
+
+Every count stays below LIMIT = 2**53, where a float64 holds it as exactly as an int64 does.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octo_exp.errors import UserError
+
+LIMIT = 2**53
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+# Whole numbers from here on are shown rounded.
+_LONG = 10**16
+# Splits the 53 bits of a float64 into two halves (Veltkamp).
+_SPLITTER = 2.0**27 + 1
+
+
+def refusal(count: float, unit: str, remedy: str, where: str = "on this machine") -> UserError:
+    """Return the one line for a count that is too large; `remedy` follows "check"."""
+    return UserError(f"{_rough(count)} {unit} {where}: more than 2^53 cannot be counted exactly; check {remedy}")
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, but for whole numbers of so many digits that nobody reads them."""
+    return _rough(value) if isinstance(value, int) and abs(value) >= _LONG else repr(value)
+
+
+def _rough(count: float) -> str:
+    """Two digits of a count of any size."""
+    if isinstance(count, float) or abs(count) < 10**300:
+        return f"{count:.1e}".replace("e+", "e")
+    return f"{'-' if count < 0 else ''}1e{int(math.log10(abs(count)))}"
+
+
+def check(counts: NDArray[Any], unit: str, remedy: str) -> None:
+    """Raise `UserError` where a count reaches LIMIT."""
+    if counts.size and counts.max() >= LIMIT:
+        raise refusal(float(counts.max()), unit, remedy)
+
+
+def product(unit: str, remedy: str, *factors: IntArray) -> IntArray:
+    """Product of arrays that broadcast, each below LIMIT; `UserError` where it reaches LIMIT."""
+    exact = factors[0]
+    for factor in factors[1:]:
+        # A float product cannot wrap, and is exact or at least LIMIT.
+        check(np.multiply(exact, factor, dtype=np.float64), unit, remedy)
+        exact = exact * factor
+    return np.asarray(exact, np.int64)
+
+
+def sum_rows(each: IntArray, unit: str, remedy: str) -> IntArray:
+    """Sum over GEMMs of counts below LIMIT, [P, L] -> [P]; `UserError` where it reaches LIMIT."""
+    # Row by row, so that a machine's figure does not depend on its neighbours.
+    rows = np.ascontiguousarray(each)
+    check(rows.sum(axis=1, dtype=np.float64), unit, remedy)
+    return np.asarray(rows.sum(axis=1))
+
+
+def ceil_quotient(top: IntArray, bottom: FloatArray, unit: str, remedy: str) -> IntArray:
+    """ceil(top / bottom), exact for 0 <= top < LIMIT and bottom > 0, or infinite; `UserError` where it reaches LIMIT.
+
+    Rounding can bring a quotient down to a whole number, never past one. Whether it did so is told by the exact product
+    of that whole number and `bottom`, as the sum of two floats (Dekker).
+    """
+    quotient = np.asarray(top / bottom)
+    check(quotient, unit, remedy)
+    whole = np.ceil(quotient)
+    finite = np.where(np.isinf(bottom), 1.0, bottom)
+    near, rest = _exact_product(whole, finite)
+    return np.asarray(whole + (np.isfinite(bottom) & (near - top + rest < 0)), np.int64)
+
+
+def _exact_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The rounded product, and what rounding took from it."""
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    rounded = a * b
+    return rounded, ((a_high * b_high - rounded) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _halves(value: FloatArray) -> tuple[FloatArray, FloatArray]:
+    high = value * _SPLITTER
+    high = high - (high - value)
+    return high, value - high
