@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from octo_exp.deploy.loops import INNER, OUTER, requantize_row
@@ -32,8 +32,9 @@ ROWS = 64
 
 @cache
 def is_available() -> bool:
-    """Whether this CPU has the instruction."""
-    return bool(binding.get_host_cpu_features().get("avx512vnni", False))
+    """Whether this CPU has the instruction, and numba compiles for it: NUMBA_CPU_NAME may name another."""
+    compiled_for = config.CPU_NAME or binding.get_host_cpu_name()
+    return compiled_for == binding.get_host_cpu_name() and bool(binding.get_host_cpu_features().get("avx512vnni"))
 
 
 def packed(weights: np.ndarray) -> np.ndarray:

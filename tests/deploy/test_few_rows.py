@@ -73,3 +73,11 @@ def test_a_net_that_was_moved_or_loaded_computes_with_its_new_weights(assign):
         expected = second.classify(codes)
     assert not torch.equal(expected, before)
     assert torch.equal(second.classify(codes), expected)
+
+
+@pytest.mark.parametrize(("named", "available"), [(None, True), ("sapphirerapids", True), ("haswell", False)])
+def test_the_instruction_is_used_where_numba_compiles_for_it(named, available, monkeypatch):
+    monkeypatch.setattr(few_rows.binding, "get_host_cpu_name", lambda: "sapphirerapids")
+    monkeypatch.setattr(few_rows.binding, "get_host_cpu_features", lambda: {"avx512vnni": True})
+    monkeypatch.setattr(few_rows.config, "CPU_NAME", named, raising=False)
+    assert few_rows.is_available.__wrapped__() is available
