@@ -12,8 +12,8 @@ from octo_exp.data.mapped import find_mapped, keep_mapped, too_large
 from octo_exp.data.spec import Split
 from octo_exp.data.transforms import convert_channels, fit_images
 
-# Images at once.
-_CHUNK = 1024
+# Images at once: their floats are some ten MB for photographs.
+_CHUNK = 64
 
 
 class Rows:
