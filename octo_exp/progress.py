@@ -13,15 +13,18 @@ _SECONDS_BEFORE_BAR = 3.0
 _SECONDS_BETWEEN_DRAWINGS = 0.5
 
 
-def with_progress(items: Iterable[Any], title: str) -> Iterator[Any]:
-    """Pass the items on; on a terminal, a bar appears after some seconds."""
+def with_progress(items: Iterable[Any], title: str, total: int | None = None) -> Iterator[Any]:
+    """Pass the items on; on a terminal, a bar appears after some seconds.
+
+    `total` counts the items where they have no length of their own.
+    """
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from items
         return
     # Drawn here, not by a thread of rich's own, which would take time from what the items are for, or is being timed.
     bar = Progress(console=console, transient=True, auto_refresh=False)
-    task = bar.add_task(title, total=len(items) if hasattr(items, "__len__") else None)
+    task = bar.add_task(title, total=len(items) if hasattr(items, "__len__") else total)
     due = time.monotonic() + _SECONDS_BEFORE_BAR
     try:
         for done, item in enumerate(items, start=1):

@@ -4,8 +4,8 @@ import io
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -68,9 +68,11 @@ def test_off_a_terminal_and_on_one_that_cannot_draw_there_is_no_bar(screen, monk
 def test_many_small_images_are_decoded_beside_a_bar(screen):
     file = io.BytesIO()
     Image.new("L", (7, 5), 9).save(file, "PNG")
-    options = {"size": 7, "stretch": False, "where": str, "title": "decoding train"}
-    images = decode_images([file.getvalue()] * 200, shape=(1, 5, 7), **options)
-    assert torch.equal(images, torch.full((200, 1, 5, 7), 9, dtype=torch.uint8))
+    encoded = with_progress(iter([file.getvalue()] * 200), "decoding train", 200)
+    images = list(decode_images(encoded, shape=(1, 5, 7), size=7, stretch=False, where=str))
+    assert np.array_equal(images, np.full((200, 1, 5, 7), 9, dtype=np.uint8))
+    # The share that is done is known.
+    assert "%" in screen.getvalue()
     assert "decoding train" in screen.getvalue()
 
 

@@ -82,11 +82,11 @@ def cannot_keep(folder: Path, error: Exception) -> None:
     say_once(folder, "nothing can be remembered in %s (%s); %s", folder, text, remedy)
 
 
-def say_once(about: Path | str, message: str, *arguments: object) -> None:
-    """Log a warning, unless one about the same thing was logged by this process."""
+def say_once(about: Path | str, message: str, *arguments: object, level: int = logging.WARNING) -> None:
+    """Log a line, unless one about the same thing was logged by this process."""
     if about not in _told:
         _told.add(about)
-        log.warning(message, *arguments)
+        log.log(level, message, *arguments)
 
 
 _told: set[Path | str] = set()

@@ -1,27 +1,35 @@
 """Decoded splits on disk, so that a second run of a set starts at once.
 
-One file per set, split and folder, in `base.caches.cache_folder`. It carries the key it was made from
+One file per set, split and folder, in `base.caches.cache_folder`; what is too large for memory lies in a folder of its
+own (`mapped`). The file carries the key it was made from
 (names, sizes and modification times of the source files, and what decoding depends on): another key is another data
 set, and the file is written anew. Nothing in it is needed: it may be deleted at any time.
 """
 
 import hashlib
+import json
 import logging
+import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from octo_exp.base.caches import cache_folder, cannot_keep
 from octo_exp.base.files import clean, whole_file
-from octo_exp.data.spec import Split
+from octo_exp.data.decode import DECODING
+from octo_exp.data.mapped import find_mapped, keep_mapped, too_large
+from octo_exp.data.spec import Encoded, Split
 from octo_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Raised when what decoding makes of the same bytes changes.
-_FORMAT = 1
+# Raised when the file holds something else.
+_FORMAT = 2
 
 
 def file_key(files: Sequence[Path]) -> str:
@@ -30,24 +38,55 @@ def file_key(files: Sequence[Path]) -> str:
     return "|".join(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
 
 
-def cached(build: Callable[[], Split], *, title: str, place: str, key: str) -> Split:
-    """The split from its cache file where that has the same key, else from `build`, then kept.
+def cached(
+    read: Callable[[], Encoded],
+    decode: Callable[[Encoded], Iterator[np.ndarray]],
+    *,
+    title: str,
+    place: str,
+    files: str,
+    decoding: str,
+) -> Split:
+    """The split from the cache where that has the same key, else read and decoded, then kept.
 
     Args:
-        build: reads, checks and decodes.
+        read: reads and checks all but the images.
+        decode: makes N images [C, H, W] uint8 of one shape of it.
         title: start of the file's name, for people.
         place: what identifies the set whatever its present content; its hash is the rest of the file's name.
-        key: what the content depends on.
+        files: what the set's present content is known by.
+        decoding: what the pixels depend on besides. Of what is mapped, the pixels of several sizes are kept.
 
     """
-    digest = hashlib.sha256(f"{title}|{place}".encode()).hexdigest()[:12]
-    file = cache_folder() / f"{title}-{digest}.pt"
-    key = hashlib.sha256(f"{_FORMAT}|{key}".encode()).hexdigest()
-    split = _load(file, key)
+    file = cache_folder() / f"{title}-{_hash(f'{title}|{place}')[:12]}.pt"
+    name = f"{title}-{_hash(f'{title}|{place}|{decoding}')[:12]}"
+    key = _hash(f"{_FORMAT}|{DECODING}|{files}|{decoding}")
+    split = _load(file, key) or find_mapped(name, key)
     if split is None:
-        split = build()
+        encoded = read()
+        images = decode(encoded)
+        first = next(images)
+        shape = (len(encoded.labels), *first.shape)
+        images = chain([first], images)
+        names = encoded.class_names
+        if too_large(math.prod(shape)):
+            return keep_mapped(name, key, images, shape, labels=encoded.labels, names=names)
+        split = Split(images=_in_memory(images, shape), labels=encoded.labels, class_names=names)
         _store(file, key, split)
     return split
+
+
+def _in_memory(images: Iterable[np.ndarray], shape: tuple[int, ...]) -> Tensor:
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    target = pixels.numpy()
+    for i, image in enumerate(images):
+        target[i] = image
+    return pixels
+
+
+def _hash(text: str) -> str:
+    # A file's name may hold bytes that are no text.
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _load(file: Path, key: str) -> Split | None:
@@ -58,7 +97,7 @@ def _load(file: Path, key: str) -> Split | None:
         if stored["key"] != key:
             return None
         split = Split(
-            images=stored["images"], labels=stored["labels"], class_names=tuple(map(str, stored["class_names"]))
+            images=stored["images"], labels=stored["labels"], class_names=tuple(json.loads(stored["class_names"]))
         )
         if stored["checksum"] != _checksum(split):
             raise ValueError("checksum")
@@ -81,7 +120,8 @@ def _store(file: Path, key: str, split: Split) -> None:
         "checksum": _checksum(split),
         "images": split.images,
         "labels": split.labels,
-        "class_names": list(split.class_names),
+        # As text that takes every name, also one whose bytes are none.
+        "class_names": json.dumps(split.class_names),
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from octo_exp.base.caches import add_json, cache_folder, read_json
 from octo_exp.data.cache import file_key
+from octo_exp.data.decode import DECODING
 from octo_exp.data.sources import source_files
 from octo_exp.data.spec import Spec
 
@@ -24,22 +25,24 @@ def content_of(spec: Spec, split: str) -> str:
     """
     kind, files = source_files(spec, split)
     if not files:
-        return f"{kind} {spec.hub}" if kind == "hub" else kind
-    key = hashlib.sha256(file_key(files).encode()).hexdigest()
+        return f"{kind} {spec.hub}, decoding {DECODING}" if kind == "hub" else kind
+    key = hashlib.sha256(f"{DECODING}|{file_key(files)}".encode("utf-8", "surrogateescape")).hexdigest()
     if key not in _known:
         cache = cache_folder() / "contents.json"
         kept = read_json(cache).get(key)
-        _known[key] = kept if isinstance(kept, str) else _hash(files)
+        _known[key] = kept if isinstance(kept, str) else _hash(files, spec.folder)
         if kept is None:
             add_json(cache, {key: _known[key]})
     return _known[key]
 
 
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
+def _hash(files: Sequence[Path], folder: Path | None) -> str:
+    # Other pixels of the same bytes are other content.
+    digest = hashlib.sha256(f"decoding {DECODING}".encode())
     for path in files:
-        # Its folder and name are its class, where folders are classes.
-        digest.update(f"{path.parent.name}/{path.name}".encode())
+        # A folder on the way is its class, where folders are classes.
+        name = path.relative_to(folder) if folder else path
+        digest.update(str(name).encode("utf-8", "surrogateescape"))
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

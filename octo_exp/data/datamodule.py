@@ -13,17 +13,20 @@ from octo_exp.base.files import expanded
 from octo_exp.data.augment import augmentation
 from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, side, split_names
 from octo_exp.data.content import content_of
+from octo_exp.data.pixels import Rows, Target, chosen_pixels
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.sources import load_split
-from octo_exp.data.spec import KINDS, Spec, Split, join_splits
-from octo_exp.data.transforms import center_crop, convert_channels, fit_images, match_channels, normalize
+from octo_exp.data.spec import KINDS, Spec, Split
+from octo_exp.data.transforms import center_crop, match_channels, normalize
 from octo_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 class ImageDataModule(LightningDataModule):
-    """An image classification set in memory: uint8 tensors of the model's size, made into float batches on the device.
+    """An image classification set: uint8 images of the model's size, made into float batches on the device.
+
+    They lie in memory, or, where that would take more than `mapped.IN_MEMORY_BYTES`, in a mapped file of the cache.
 
     Images are kept as [N, C, K, K], K the model's side S or, with `eval_crop`, ceil(S / eval_crop). A training batch
     leaves the loader as (images [B, C, K, K] uint8, labels [B] int64, (epoch, step)), an evaluation batch without the
@@ -132,7 +135,7 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.std={list(std)}: every value must be above 0")
         self.class_names: tuple[str, ...] = ()
         self.train_size = 0
-        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._splits: dict[str, tuple[Tensor | Rows, Tensor]] = {}
         self._train_loader: BatchLoader | None = None
         self._resume: tuple[int, int] | None = None
 
@@ -152,18 +155,19 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read what `stage` needs, once; `fit` reads the test split too, so that no training ends in a missing file."""
         if self.trainer is not None and self.trainer.world_size > 1:
-            raise UserError("the data is in memory, one process reads it: set trainer.devices=1")
+            raise UserError("one process reads the data: set trainer.devices=1")
         if stage in ("fit", "validate", None) and "train" not in self._splits:
             self._setup_train()
         if stage in ("fit", "test", None) and "test" not in self._splits:
             self._setup_test()
 
     def _setup_train(self) -> None:
-        split = self._load(self.train_names)
-        images, labels = split.images, split.labels
+        parts = self._load(self.train_names)
+        labels = torch.cat([part.labels for part in parts])
+        rows = torch.arange(len(labels))
         if self.limit_train is not None and self.limit_train < len(labels):
-            chosen = stratified_indices(labels, self.limit_train, keyed_generator(Stream.LIMIT, self.seed))
-            images, labels = images[chosen], labels[chosen]
+            rows = stratified_indices(labels, self.limit_train, keyed_generator(Stream.LIMIT, self.seed))
+            labels = labels[rows]
         count = round(self.val_fraction * len(labels))
         if not 0 < count < len(labels):
             raise UserError(
@@ -173,20 +177,20 @@ class ImageDataModule(LightningDataModule):
         held_out = stratified_indices(labels, count, keyed_generator(Stream.VALIDATION_SPLIT, self.seed))
         kept = torch.ones(len(labels), dtype=torch.bool)
         kept[held_out] = False
-        self._splits["train"] = self._fit(images[kept], labels[kept])
-        self._splits["val"] = self._fit(images[held_out], labels[held_out])
+        self._splits["train"] = self._pixels(parts, self.train_names, rows[kept]), labels[kept]
+        self._splits["val"] = self._pixels(parts, self.train_names, rows[held_out]), labels[held_out]
         self.train_size = len(labels) - count
 
     def _setup_test(self) -> None:
-        split = self._load(self.test_names)
-        images, labels = split.images, split.labels
+        parts = self._load(self.test_names)
+        labels = torch.cat([part.labels for part in parts])
+        rows = torch.arange(len(labels))
         if self.limit_test is not None and self.limit_test < len(labels):
-            chosen = stratified_indices(labels, self.limit_test, keyed_generator(Stream.LIMIT))
-            images, labels = images[chosen], labels[chosen]
-        self._splits["test"] = self._fit(images, labels)
+            rows = stratified_indices(labels, self.limit_test, keyed_generator(Stream.LIMIT))
+        self._splits["test"] = self._pixels(parts, self.test_names, rows), labels[rows]
 
-    def _load(self, names: Sequence[str]) -> Split:
-        parts = []
+    def _load(self, names: Sequence[str]) -> list[Split]:
+        parts: list[Split] = []
         for name in names:
             parts.append(load_split(self.spec, name))
             if self.class_names and parts[-1].class_names != self.class_names:
@@ -195,10 +199,13 @@ class ImageDataModule(LightningDataModule):
                     f"belong together, download both again"
                 )
             self.class_names = parts[-1].class_names
-        return join_splits(parts)
+        return parts
 
-    def _fit(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return convert_channels(fit_images(images, size=self.kept_size, fit=self.fit), self.channels), labels
+    def _pixels(self, parts: Sequence[Split], names: Sequence[str], rows: Tensor) -> Tensor | Rows:
+        target = Target(size=self.kept_size, fit=self.fit, channels=self.channels)
+        place = hashlib.sha256(f"{self.spec.folder}|{self.spec.hub}".encode("utf-8", "surrogateescape")).hexdigest()
+        end = f"{target.channels}x{target.size}px-{place[:12]}"
+        return chosen_pixels(parts, rows, target, lambda i: f"{self.name}-{names[i]}-{end}")
 
     def train_dataloader(self) -> BatchLoader:
         """Batches in an order keyed by (seed, epoch); in file order under the trainer's overfit_batches."""

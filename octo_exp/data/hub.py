@@ -2,17 +2,22 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from octo_exp.base.homes import settle_hugging_face
 from octo_exp.data.decode import first_line
+from octo_exp.data.labels import BOOLEAN_NAMES, is_boolean, is_text, label_values, numbered
+from octo_exp.data.spec import Encoded, Spec, check_labels, check_names, choose_image_column, row_name
 from octo_exp.errors import UserError
 
 # A name that does not resolve can block far longer than a connection's own time limit.
 _PROBE_SECONDS = 5.0
+# Images at once: photographs may have megabytes.
+_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +31,50 @@ class HubSplit:
         """Columns."""
         return list(self.content.column_names)
 
-    def columns(
-        self, image_column: str, label_column: str
-    ) -> tuple[list[bytes | None], list[int], Sequence[str] | None]:
-        """Encoded images, labels, and class names where the set has them."""
+    def labels(self, column: str) -> Any:
+        """A column of labels as an arrow array."""
+        import pyarrow as pa
+
+        return pa.array(self.content.select_columns([column])[:][column] if len(self.content) else [])
+
+    def class_names(self, column: str) -> Sequence[str] | None:
+        """Names of its classes where the set has them; of a list of one label they are inside."""
+        feature = self.content.features[column]
+        return getattr(getattr(feature, "feature", feature), "names", None)
+
+    def encoded(self, column: str) -> Iterator[bytes | None]:
+        """The images of a column, a few at once."""
         from datasets import Image
 
-        raw = self.content.cast_column(image_column, Image(decode=False))[:]
-        encoded = [_encoded(row) for row in raw[image_column]]
-        labels = [-1 if label is None else label for label in raw[label_column]]
-        return encoded, labels, getattr(self.content.features[label_column], "names", None)
+        for rows in self.content.select_columns([column]).cast_column(column, Image(decode=False)).iter(_ROWS):
+            yield from map(_encoded, rows[column])
+
+
+def read_hub_split(spec: Spec, split: str) -> Encoded:
+    """Read and check the labels of a split; its classes are named as those of parquet files are."""
+    if spec.hub is None:
+        raise UserError(f"data set {spec.name}: data.source=hub needs data.hub=, an id such as ylecun/mnist")
+    content = load_hub_split(spec.hub, split, problem=spec.looked_for(), remedy=spec.remedy())
+    where = f"hub data set {spec.hub}, split {split}"
+    column = choose_image_column(spec, content.names, where)
+    labels = content.labels(spec.label_column)
+    if not len(labels):
+        raise UserError(f"{where} is empty: set data.hub= to another data set")
+    names = content.class_names(spec.label_column) or (BOOLEAN_NAMES if is_boolean(labels.type) else None)
+    if names is None and is_text(labels.type):
+        named = load_hub_split(spec.hub, spec.class_split, problem=spec.looked_for(), remedy=spec.remedy())
+        texts = label_values(
+            named.labels(spec.label_column), spec, f"hub data set {spec.hub}, split {spec.class_split}"
+        )
+        names = sorted(set(texts.tolist()))
+    class_names = check_names(names, spec, where)
+    values = numbered(label_values(labels, spec, where), class_names, spec, where)
+    return Encoded(
+        labels=check_labels(values, spec, where),
+        class_names=class_names,
+        images=lambda: content.encoded(column),
+        where=partial(row_name, where),
+    )
 
 
 def load_hub_split(hub: str, split: str, *, problem: str, remedy: str) -> HubSplit:
@@ -98,4 +137,7 @@ def _probe(hub: str) -> str | None:
 def _encoded(row: dict[str, Any] | None) -> bytes | None:
     if row is None or (row["bytes"] is None and row["path"] is None):
         return None
-    return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+    try:
+        return row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes()
+    except OSError as error:
+        raise UserError(f"{row['path']} cannot be read ({error.strerror}): download the data set again") from error

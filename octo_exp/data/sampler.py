@@ -7,6 +7,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from octo_exp.data.pixels import Rows
+
 # Images [B, C, K, K] uint8, labels [B] int64 and, in training only, the key (epoch, step) that augmentation draws from.
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, tuple[int, int]]
 
@@ -84,23 +86,23 @@ class EpochSampler:
 
 
 class BatchLoader:
-    """Batches of tensors that lie in memory; knows its place, which is the data module's state.
+    """Batches of images that lie in memory or are mapped; knows its place, which is the data module's state.
 
     Its own `state_dict` is empty, and only says to Lightning that it can go on: what a loader keeps there is not handed
     back (Lightning#20550).
 
     Not a torch DataLoader: that one draws from the global generator at every epoch, cannot say where it stands, is
-    rebuilt without its batches by `overfit_batches`, and is told to use workers that in-memory data does not need.
+    rebuilt without its batches by `overfit_batches`, and is told to use workers that these data do not need.
 
     Args:
-        images: [N, C, K, K] uint8.
+        images: [N, C, K, K] uint8, or what gives them by a tensor of places.
         labels: [N] int64.
         order: the batches; with `shuffle` on it is also `loader.sampler`, where Lightning looks for `set_epoch`.
         keyed: append the key (epoch, step) to every batch.
 
     """
 
-    def __init__(self, *, images: Tensor, labels: Tensor, order: EpochSampler, keyed: bool) -> None:
+    def __init__(self, *, images: Tensor | Rows, labels: Tensor, order: EpochSampler, keyed: bool) -> None:
         self.images = images
         self.labels = labels
         self.order = order

@@ -1,6 +1,7 @@
 """Where images come from: local parquet files or class folders, the Hugging Face hub, scikit-learn's digits."""
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import torch
 
 from octo_exp.data.cache import cached, file_key
 from octo_exp.data.decode import decode_images
-from octo_exp.data.hub import load_hub_split
-from octo_exp.data.local import class_files, parquet_files, read_folder_split, read_parquet_split
+from octo_exp.data.folders import class_files, read_folder_split
+from octo_exp.data.hub import read_hub_split
+from octo_exp.data.parquet import names_classes_by_text, read_parquet_split
 from octo_exp.data.sampler import Stream, keyed_generator, stratified_indices
-from octo_exp.data.spec import Spec, Split, check_labels, check_names, choose_image_column, row_name
+from octo_exp.data.shards import parquet_files
+from octo_exp.data.spec import Encoded, Spec, Split
 from octo_exp.errors import UserError
+from octo_exp.progress import with_progress
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +38,39 @@ def load_split(spec: Spec, split: str) -> Split:
     log.info("%s: reading the %s split from %s", spec.name, split, origin)
     if kind == "digits":
         return _digits(spec, split)
+    title = f"{spec.name}-{split}"
     if kind == "hub":
         # No revision in the key: what was downloaded once stays the same set, with or without a network.
         place = f"hub|{spec.hub}"
         return cached(
-            lambda: _from_hub(spec, split),
-            title=f"{spec.name}-{split}",
+            lambda: read_hub_split(spec, split),
+            partial(_decoded, spec, split),
+            title=title,
             place=place,
-            key=f"{place}|{spec.decode_key()}",
+            files=place,
+            decoding=spec.decode_key(),
         )
+    folder, depends_on = _folder(spec), source_files(spec, split)[1]
+    read = read_parquet_split if kind == "parquet" else read_folder_split
+    return cached(
+        lambda: read(spec, folder, split),
+        partial(_decoded, spec, split),
+        title=title,
+        place=f"{kind}|{folder.resolve()}",
+        files=file_key(depends_on),
+        decoding=spec.decode_key(),
+    )
+
+
+def _decoded(spec: Spec, split: str, encoded: Encoded) -> Iterator[np.ndarray]:
+    images = with_progress(encoded.images(), f"decoding {spec.name}/{split}", len(encoded.labels))
+    return decode_images(images, shape=spec.shape, size=spec.size, stretch=spec.stretch, where=encoded.where)
+
+
+def _folder(spec: Spec) -> Path:
     if spec.folder is None or not spec.folder.is_dir():
         raise UserError(f"{spec.looked_for()}; {spec.remedy()}")
-    return _from_disk(spec, kind, spec.folder, split)
+    return spec.folder
 
 
 def _resolve(spec: Spec) -> str:
@@ -55,7 +80,7 @@ def _resolve(spec: Spec) -> str:
     if spec.name == "digits":
         return "digits"
     if spec.folder is not None and spec.folder.is_dir():
-        return "parquet" if any(spec.folder.glob("*.parquet")) else "imagefolder"
+        return "parquet" if any(path.name[0] != "." for path in spec.folder.glob("*.parquet")) else "imagefolder"
     if spec.hub is not None:
         return "hub"
     raise UserError(f"{spec.looked_for()}; {spec.remedy()}")
@@ -71,51 +96,12 @@ def source_files(spec: Spec, split: str) -> tuple[str, list[Path]]:
     kind = _resolve(spec)
     if kind in ("digits", "hub"):
         return kind, []
-    if spec.folder is None or not spec.folder.is_dir():
-        raise UserError(f"{spec.looked_for()}; {spec.remedy()}")
-    if kind == "parquet":
-        return kind, parquet_files(spec, spec.folder, split)
-    # The test split's labels depend on the training split's folders too.
-    return kind, class_files(spec, spec.folder, split) + class_files(spec, spec.folder, spec.class_split)
-
-
-def _from_disk(spec: Spec, kind: str, folder: Path, split: str) -> Split:
-    depends_on = source_files(spec, split)[1]
-    files = depends_on if kind == "parquet" else class_files(spec, folder, split)
-    training_files = [] if kind == "parquet" else class_files(spec, folder, spec.class_split)
-
-    def build() -> Split:
-        if kind == "parquet":
-            return read_parquet_split(spec, files, split)
-        return read_folder_split(spec, files, training_files, split)
-
-    return cached(
-        build,
-        title=f"{spec.name}-{split}",
-        place=f"{kind}|{folder.resolve()}",
-        key=f"{file_key(depends_on)}|{spec.decode_key()}",
-    )
-
-
-def _from_hub(spec: Spec, split: str) -> Split:
-    if spec.hub is None:
-        raise UserError(f"data set {spec.name}: data.source=hub needs data.hub=, an id such as ylecun/mnist")
-    content = load_hub_split(spec.hub, split, problem=spec.looked_for(), remedy=spec.remedy())
-    where = f"hub data set {spec.hub}, split {split}"
-    encoded, labels, names = content.columns(choose_image_column(spec, content.names, where), spec.label_column)
-    if not encoded:
-        raise UserError(f"{where} is empty: set data.hub= to another data set")
-    class_names = check_names(names, spec, where)
-    checked = check_labels(np.asarray(labels), spec, where)
-    images = decode_images(
-        encoded,
-        shape=spec.shape,
-        size=spec.size,
-        stretch=spec.stretch,
-        where=partial(row_name, where),
-        title=f"decoding {spec.name}/{split}",
-    )
-    return Split(images=images, labels=checked, class_names=class_names)
+    folder = _folder(spec)
+    files = parquet_files if kind == "parquet" else class_files
+    own = files(spec, folder, split)
+    # The numbers of classes that are named by folders or texts depend on the class split too.
+    named = kind != "parquet" or names_classes_by_text(spec, own[0])
+    return kind, own + files(spec, folder, spec.class_split) if named and split != spec.class_split else own
 
 
 def _digits(spec: Spec, split: str) -> Split:

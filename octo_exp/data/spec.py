@@ -1,6 +1,6 @@
 """What a data set's yaml says of it, and the checks that files agree with that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ KINDS = ("auto", "digits", "parquet", "imagefolder", "hub")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One split in memory.
+    """One split, decoded.
 
-    images [N, C, H, W] uint8, labels [N] int64 in [0, len(class_names)), N >= 1.
+    images [N, C, H, W] uint8, in memory or mapped from a file, which is read-only; labels [N] int64 in
+    [0, len(class_names)); N >= 1.
     """
 
     images: Tensor
@@ -26,15 +27,22 @@ class Split:
     class_names: tuple[str, ...]
 
 
-def join_splits(parts: Sequence[Split]) -> Split:
-    """Several splits of one set, in order; a single one as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    return Split(
-        images=torch.cat([part.images for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        class_names=parts[0].class_names,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """One split before it is decoded.
+
+    Args:
+        labels: [N] int64 in [0, len(class_names)).
+        class_names: one a class.
+        images: walks through the N files' contents, holding few of them at once.
+        where: names the i-th image in an error.
+
+    """
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+    images: Callable[[], Iterable[bytes | None]]
+    where: Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +55,12 @@ class Spec:
         folder: the set's local folder, or None where none is set.
         hub: id on the hub, or None.
         image_columns: candidates; the first that exists is read.
-        label_column: integers in [0, classes).
+        label_column: integers in [0, classes), or what `labels.label_values` makes such integers of.
         shape: native (C, H, W); H and W None where sizes vary.
         classes: number of classes.
         size: the side that images of varying size are brought to, in pixels.
         stretch: bring both sides there, rather than the short one with the long one cropped.
-        class_split: the split whose folders name the classes, where folders do.
+        class_split: the split whose folders or texts name the classes, where they do.
 
     """
 
@@ -89,6 +97,17 @@ class Spec:
         )
 
 
+def shown(name: Path | str) -> str:
+    """A name of somebody's file or class as one line of text that every terminal and log takes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names for an error, the first ones of many."""
+    text = ", ".join(map(shown, names[:most]))
+    return text if len(names) <= most else f"{text} and {len(names) - most} more"
+
+
 def row_name(where: Path | str, row: int) -> str:
     """How an error names one image of a table."""
     return f"{where}, row {row}"
@@ -112,7 +131,8 @@ def check_names(names: Sequence[str] | None, spec: Spec, where: str) -> tuple[st
         return tuple(str(i) for i in range(spec.classes))
     if len(names) != spec.classes:
         raise UserError(
-            f"{where} has {len(names)} classes, data.classes says {spec.classes}: set data.classes={len(names)}"
+            f"{where} has {len(names)} classes ({listed(names)}), data.classes says {spec.classes}: "
+            f"set data.classes={len(names)} if these are the classes"
         )
     return tuple(names)
 

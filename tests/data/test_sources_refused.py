@@ -69,30 +69,22 @@ def test_label_out_of_range(files, spec, tmp_path: Path, label: int) -> None:
         load_split(spec(), "train")
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], [0.0, 1.0], [0, None]])
-def test_labels_that_are_no_integers(files, spec, tmp_path: Path, labels: list) -> None:
-    file = files.parquet(tmp_path / "toy/train.parquet", [files.encode(p) for p in files.pictures(2)], labels)
-    with pytest.raises(UserError, match=rf"{re.escape(str(file))}: label column label holds .*an integer in every row"):
-        load_split(spec(), "train")
-
-
 def test_class_count_differs(spec, toy: Path) -> None:
     file = re.escape(str(toy / "train.parquet"))
-    with pytest.raises(UserError, match=rf"{file} has 3 classes, data\.classes says 4: set data\.classes=3"):
+    with pytest.raises(UserError, match=rf"{file} has 3 classes \(a, b, c\), data\.classes says 4: set data\.cla.*=3"):
         load_split(spec(classes=4), "train")
 
 
 def test_class_folder_count_differs(spec, folders: Path) -> None:
-    with pytest.raises(UserError, match=rf"{re.escape(str(folders / 'train'))} has 3 classes, data\.classes says 2"):
+    where = re.escape(str(folders / "train"))
+    with pytest.raises(UserError, match=rf"{where} has 3 classes \(ant, bee, cat\), data\.classes says 2"):
         load_split(spec(classes=2), "test")
 
 
 def test_class_folder_unknown_to_training(files, spec, folders: Path) -> None:
     (folders / "test/dog").mkdir()
     (folders / "test/dog/0.png").write_bytes(files.encode(files.pictures(1)[0]))
-    with pytest.raises(
-        UserError, match=rf"{re.escape(str(folders / 'test/dog'))}: the training split has no such class"
-    ):
+    with pytest.raises(UserError, match=rf"{re.escape(str(folders / 'test/dog'))}: the train split has no such class"):
         load_split(spec(), "test")
 
 
