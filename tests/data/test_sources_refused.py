@@ -112,7 +112,7 @@ def test_channels_differ(files, spec, tmp_path: Path) -> None:
 def test_deep_photographs_are_refused(files, spec, tmp_path: Path) -> None:
     deep = files.encode(np.full((6, 6), 40_000, dtype=np.uint16))
     files.parquet(tmp_path / "toy/train.parquet", [deep], [0])
-    with pytest.raises(UserError, match=r"row 0: the image has mode I;16, not 8 bits a channel"):
+    with pytest.raises(UserError, match=r"row 0: the image has mode I(;16)?, not 8 bits a channel"):
         load_split(spec(shape=(3, None, None)), "train")
 
 
@@ -122,7 +122,7 @@ def test_transparent_and_deep_images_are_refused(files, spec, tmp_path: Path) ->
         load_split(spec(shape=(3, 6, 6)), "train")
     deep = files.encode(np.full((6, 6), 40_000, dtype=np.uint16))
     files.parquet(tmp_path / "toy/test.parquet", [deep], [0])
-    with pytest.raises(UserError, match=r"row 0: the image has mode I;16, not 8 bits a channel"):
+    with pytest.raises(UserError, match=r"row 0: the image has mode I(;16)?, not 8 bits a channel"):
         load_split(spec(), "test")
 
 
