@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from octo_exp.kernels import fused
 from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.nn.eager import eager
 
 
 class _Activate(torch.autograd.Function):
@@ -33,6 +34,7 @@ class _Activate(torch.autograd.Function):
         return g, None, None
 
 
+@eager
 def activate(y: Tensor, steps: Epilogue, impl: str) -> Tensor:
     """y [N, C, H, W] or [..., C] -> ReLU, then max pooling, as `steps` say; float32, differentiable."""
     out: Tensor = _Activate.apply(y.float(), steps, impl)

@@ -16,6 +16,7 @@ from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
+from octo_exp.nn.eager import eager
 
 
 class _FloatConv(torch.autograd.Function):
@@ -63,6 +64,7 @@ class FloatConv2d(nn.Conv2d):
         )
         return block
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, float32; under autocast the product is autocast's, as in nn.Conv2d."""
         if x.dim() != 4 or x.numel() == 0:
@@ -100,6 +102,7 @@ class _FloatLinear(torch.autograd.Function):
 class FloatLinear(nn.Linear):
     """nn.Linear in fp32, its three GEMMs in an order that does not depend on the number of threads."""
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; under autocast the product is autocast's, as in nn.Linear."""
         if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or x.numel() == 0:

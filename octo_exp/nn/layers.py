@@ -12,6 +12,7 @@ from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
+from octo_exp.nn.eager import eager
 from octo_exp.nn.function import Observer, QuantGemm, cross_term
 from octo_exp.nn.ops import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
@@ -111,6 +112,7 @@ class QuantLayer(nn.Module):
         spec = self.scheme.operand(ROLE_OPERANDS[role][index])
         return spec.bits if precision == "int8" and spec is not None else _WIDTHS[precision]
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, float32, whatever autocast says: the roles choose their own precision."""
         with torch.autocast(x.device.type, enabled=False):

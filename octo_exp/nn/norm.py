@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from octo_exp.nn.become import become
+from octo_exp.nn.eager import eager
 
 
 def _compress(x: Tensor, mean: Tensor, saved: str) -> tuple[Tensor, Tensor | None]:
@@ -72,6 +73,7 @@ class _SavedNorm(nn.Module):
         layer.saved = saved
         return layer
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised x."""
         self._check_input_dim(x)

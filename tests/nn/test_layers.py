@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from octo_exp.errors import UserError
 from octo_exp.kernels import api, fused, torch_int8
 from octo_exp.models.simplecnn import SimpleCNN
 from octo_exp.nn.convert import convert
