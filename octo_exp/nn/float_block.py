@@ -67,7 +67,12 @@ class FloatConv2d(nn.Conv2d):
     @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, float32; under autocast the product is autocast's, as in nn.Conv2d."""
-        if x.dim() != 4 or x.numel() == 0:
+        if x.dim() == 3:
+            return self._forward(x.unsqueeze(0)).squeeze(0)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.in_channels or x.numel() == 0:
             y = super().forward(x)
             return y if self.steps is None else activate_plainly(y, self.steps)
         if torch.is_autocast_enabled(x.device.type):
