@@ -99,7 +99,7 @@ def check(drawn: Drawn) -> None:
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor, *, exact: bool) -> None:
-    """Equal bit for bit, but for float sums whose order is the layout's: of a bias, of what a weight is computed from."""
+    """Equal bit for bit, but for float sums in the layout's order: of a bias, of what makes a weight."""
     if exact:
         assert torch.equal(ours, theirs)
     else:
