@@ -55,7 +55,7 @@ def converted(drawn: Drawn, impl: str) -> nn.Module:
 
 
 def train(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    y = net(x)
+    y = net(x.clone().requires_grad_())
     y.square().sum().backward()
     gradients = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
     torch.optim.SGD(net.parameters(), lr=1e-3).step()
