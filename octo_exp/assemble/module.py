@@ -45,6 +45,8 @@ class Built:
     def layers(self) -> dict[str, Any]:
         """Return the layers that multiplied int8 codes and by what, and why every other layer is float."""
         unused = never_ran(self.module.net)
+        for name, reason in unused.items():
+            log.warning("layer %s is not quantised: %s", name, reason)
         return {
             "quantized_layers": [name for name in self.converted.quantized if name not in unused],
             "float_layers": {**self.converted.floats, **unused},
