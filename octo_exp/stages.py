@@ -109,7 +109,7 @@ def facts(cfg: DictConfig, trainer: Trainer, built: Built) -> dict[str, Any]:
         "seed": cfg.seed,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "quantized_layers": list(built.converted),
+        **built.layers(),
         "speed_guard": None if built.verdict is None else dataclasses.asdict(built.verdict),
         "threads": torch.get_num_threads(),
         "weights_sha256": weights_sha256(built.module.net),

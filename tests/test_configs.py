@@ -32,7 +32,7 @@ def step(cfg: DictConfig) -> None:
     converted = convert(
         net, instantiate(cfg.quant, _convert_="all"), impl="torch", clock=Clock(), input_shape=data.input_shape
     )
-    assert bool(converted) == (cfg.quant.name not in FLOAT)
+    assert bool(converted.quantized) == (cfg.quant.name not in FLOAT)
     optimizer = instantiate(cfg.optim.optimizer)(parameter_groups(net))
     before = [p.detach().clone() for p in net.parameters()]
     x, labels = torch.randn(2, *data.input_shape), torch.tensor([0, 1])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from octo_exp.errors import UserError
+from octo_exp.kernels.api import products
 from tests.run_helpers import OCTO, SMALL, go
 
 
@@ -46,6 +47,8 @@ def test_the_folder_holds_what_a_run_leaves(octo):
     assert len(results["weights_sha256"]) == 64
     assert results["kernel"] == "torch"
     assert results["quantized_layers"] == ["classifier.0"]
+    assert results["float_layers"] == {"features.0": "quant.skip: first", "classifier.2": "quant.skip: last"}
+    assert results["int8_products"] == products("torch", "cpu")
     assert 0.9 < results["quant/min_g_cosine"] <= 1.0
 
 

@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 
 from octo_exp.assemble.nets import float_net, native_net
 from octo_exp.assemble.update import update_rule, what_trains
-from octo_exp.kernels.api import resolve_impl
+from octo_exp.kernels.api import products, resolve_impl
 from octo_exp.lit import LitClassifier
 from octo_exp.models.build import build_model
 from octo_exp.native import Native
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.guard import Verdict
+from octo_exp.nn.select import Selection, never_ran
 from octo_exp.posttraining import PostTraining
 from octo_exp.quant.rounding import Clock
 from octo_exp.update.rule import UpdateRule
@@ -28,23 +29,37 @@ log = logging.getLogger(__name__)
 class Built:
     """What a run trains, and how it was made: kernels, quantised layers, the guard's verdict, the update rule.
 
+    products: what multiplies int8 codes on this machine.
     after: what becomes of the trained net before it is tested, or None.
     """
 
     module: LitClassifier
     clock: Clock
     impl: str
-    converted: tuple[str, ...]
+    products: str
+    converted: Selection
     verdict: Verdict | None
     rule: UpdateRule | None
     after: PostTraining | None
+
+    def layers(self) -> dict[str, Any]:
+        """Return the layers that multiplied int8 codes and by what, and why every other layer is float."""
+        unused = never_ran(self.module.net)
+        for name, reason in unused.items():
+            log.warning("layer %s is not quantised: %s", name, reason)
+        return {
+            "quantized_layers": [name for name in self.converted.quantized if name not in unused],
+            "float_layers": {**self.converted.floats, **unused},
+            "int8_products": self.products if self.converted.quantized else None,
+        }
 
 
 def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     """Net, quantised, with the weights it starts from; checked against the data before anything is trained."""
     scheme = instantiate(cfg.quant, _convert_="all")
     impl = resolve_impl(cfg.kernel.impl, _device_type(cfg))
-    log.info("kernel implementation: %s", impl)
+    multiplier = products(impl, _device_type(cfg))
+    log.info("kernel implementation: %s; int8 products: %s", impl, multiplier)
     clock = Clock(seed=cfg.seed)
     model = build_model(cfg.model)
     if isinstance(scheme, Native):
@@ -66,7 +81,16 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
         speed_guard=None if verdict is None else asdict(verdict),
     )
     after = scheme if isinstance(scheme, PostTraining) else None
-    return Built(module=module, clock=clock, impl=impl, converted=converted, verdict=verdict, rule=rule, after=after)
+    return Built(
+        module=module,
+        clock=clock,
+        impl=impl,
+        products=multiplier,
+        converted=converted,
+        verdict=verdict,
+        rule=rule,
+        after=after,
+    )
 
 
 def _device_type(cfg: DictConfig) -> str:

@@ -16,6 +16,7 @@ from octo_exp.mcu.spec import ModelSpec
 from octo_exp.native import Native
 from octo_exp.nn.convert import convert
 from octo_exp.nn.guard import Guard, Verdict
+from octo_exp.nn.select import Selection, all_float
 from octo_exp.progress import with_progress
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
@@ -26,13 +27,14 @@ log = logging.getLogger(__name__)
 
 def float_net(
     cfg: DictConfig, scheme: Scheme, net: Any, datamodule: Any, *, impl: str, clock: Clock
-) -> tuple[nn.Module, tuple[str, ...], Verdict | None]:
-    """(net, converted layers, the guard's verdict) of a float network under a scheme."""
+) -> tuple[nn.Module, Selection, Verdict | None]:
+    """(net, what of it is quantised, the guard's verdict) of a float network under a scheme."""
     if isinstance(net, ModelSpec):
         name = choice("model", cfg)
         raise UserError(f"model={name} is an int8 graph, which quant={cfg.quant.name} cannot train; use quant=native")
-    net = net.to(memory_format=torch.channels_last)
+    # Lazy layers have no memory to lay out before the first image.
     _check_shapes(net, datamodule)
+    net = net.to(memory_format=torch.channels_last)
     if not scheme.is_float and str(cfg.trainer.precision) not in ("32-true", "32", "bf16-mixed", "16-mixed"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: quantised layers keep fp32 weights; use 32-true or bf16-mixed"
@@ -60,7 +62,7 @@ def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: Any, *
 
 def native_net(
     cfg: DictConfig, native: Native, model: Any, datamodule: Any
-) -> tuple[nn.Module, tuple[str, ...], Verdict | None]:
+) -> tuple[nn.Module, Selection, Verdict | None]:
     """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
     weights = None if cfg.init_from is None else given(cfg.init_from)
     path, state = (None, None) if weights is None else (weights.path, weights.state)
@@ -79,7 +81,9 @@ def native_net(
         raise UserError(
             f"train=false evaluates what is trained, and quant.head={head} starts anew; give ckpt= or init_from=<run>"
         )
-    return net, tuple(name for name, module in net.named_modules() if isinstance(module, McuConv2d)), None
+    names = tuple(name for name, module in net.named_modules() if isinstance(module, McuConv2d))
+    floats = {name: why for name, why in all_float(net, f"quant.head={head}").floats.items() if name not in names}
+    return net, Selection(quantized=names, floats=floats), None
 
 
 def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None, *, where: str) -> None:
@@ -129,10 +133,10 @@ def quantize_net(
     impl: str,
     clock: Clock,
     input_shape: tuple[int, ...],
-) -> tuple[str, ...]:
-    """Convert the net as the scheme and the guard's verdict say; return the names of the quantised layers."""
+) -> Selection:
+    """Convert the net as the scheme and the guard's verdict say; return which layers are quantised, which float."""
     if verdict is not None and verdict.whole is not None:
-        return ()
+        return all_float(net, f"speed guard: the whole net is faster in {verdict.whole}")
     keep = {} if verdict is None else verdict.keep
     return convert(net, scheme, impl=impl, clock=clock, input_shape=input_shape, keep=keep)
 

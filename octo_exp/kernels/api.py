@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octo_exp.base.homes import settle_triton
 from octo_exp.errors import UserError
-from octo_exp.kernels import depthwise, lowering, reference
+from octo_exp.kernels import depthwise, lowering, reference, torch_int8
 from octo_exp.kernels.elementwise import dequantize, quantize, scale_accumulator
 from octo_exp.kernels.geometry import MAX_K, ConvGeometry
 
@@ -31,6 +31,7 @@ __all__ = [
     "int8_conv2d_grad_input",
     "int8_conv2d_grad_weight",
     "int8_matmul",
+    "products",
     "quantize",
     "resolve_impl",
     "scale_accumulator",
@@ -64,6 +65,13 @@ def resolve_impl(name: str, device_type: str) -> str:
         if device_type == "cuda":
             settle_triton()
     return name
+
+
+def products(impl: str, device_type: str) -> str:
+    """Name what multiplies int8 codes under an implementation on this machine; all give the same integers."""
+    if impl == "torch":
+        return torch_int8.products(device_type)
+    return {"reference": "float64, exact", "triton": "int8 (Triton)"}[impl]
 
 
 @functools.cache

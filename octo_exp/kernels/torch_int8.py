@@ -60,6 +60,14 @@ def _has_int8_instruction(cpu: Any) -> bool:
     return any(supported() for supported in asked) if asked else True
 
 
+def products(device_type: str) -> str:
+    """Name what multiplies int8 codes here; every way gives the same integers."""
+    if int_mm_pays(device_type):
+        return "int8 (torch._int_mm)"
+    reason = "no int8 instruction" if int_mm_is_exact(device_type) else "torch._int_mm is not exact"
+    return f"float32, exact ({reason} on this {device_type})"
+
+
 def _plain(t: Tensor) -> Tensor:
     """Return t with a fresh matrix's strides where a dimension is 1: oneDNN misreads any other, and returns garbage.
 

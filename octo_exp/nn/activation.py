@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from octo_exp.kernels import fused
 from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.nn.eager import eager
 
 
 class _Activate(torch.autograd.Function):
@@ -33,10 +34,17 @@ class _Activate(torch.autograd.Function):
         return g, None, None
 
 
+@eager
 def activate(y: Tensor, steps: Epilogue, impl: str) -> Tensor:
     """y [N, C, H, W] or [..., C] -> ReLU, then max pooling, as `steps` say; float32, differentiable."""
     out: Tensor = _Activate.apply(y.float(), steps, impl)
     return out
+
+
+def activate_plainly(y: Tensor, steps: Epilogue) -> Tensor:
+    """y of any shape that torch takes, unbatched and empty as well -> steps(y), by torch's own operations."""
+    y = F.relu(y) if steps.relu else y
+    return F.max_pool2d(y, steps.pool) if steps.pool > 1 else y
 
 
 class Activation(nn.Module):
@@ -51,12 +59,15 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return steps(x), float32."""
-        return x if self.absorbed else activate(x, self.steps, self.impl)
+        if self.absorbed:
+            return x
+        if x.numel() == 0 or (self.steps.pool > 1 and x.dim() != 4):
+            return activate_plainly(x.float(), self.steps)
+        return activate(x, self.steps, self.impl)
 
     def as_float(self, x: Tensor) -> Tensor:
         """Return steps(x) by torch's own operations, on any device, whoever does them in training."""
-        y = F.relu(x) if self.steps.relu else x
-        return F.max_pool2d(y, self.steps.pool) if self.steps.pool > 1 else y
+        return activate_plainly(x, self.steps)
 
     def extra_repr(self) -> str:
         """Show the steps."""

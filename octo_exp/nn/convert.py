@@ -1,20 +1,22 @@
 """Float net -> quantised net: swap layers in place, and what the training loop needs to know of the result."""
 
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from octo_exp.errors import UserError
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import fuse
-from octo_exp.nn.layers import QuantConv2d, QuantLayer, QuantLinear
+from octo_exp.nn.layers import QuantLayer
+from octo_exp.nn.select import CONVERTERS, Selection, select
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
-CONVERTERS = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+log = logging.getLogger(__name__)
 
 
 def convert(
@@ -25,57 +27,90 @@ def convert(
     clock: Clock,
     input_shape: tuple[int, ...] | None = None,
     keep: Mapping[str, str] | None = None,
-) -> tuple[str, ...]:
-    """Swap the net's nn.Conv2d and nn.Linear for quantised ones, in place; return the names of those swapped.
+) -> Selection:
+    """Quantise the net's convolutions and linear layers, in place; return which, and why others stay float.
+
+    A layer keeps its parameters, hooks and all who hold it: it changes its class. Subclasses are quantised with their
+    torch class where they compute what that does, parametrised layers (weight norm, pruning) in every form. What else
+    multiplies stays float and is named in one line of the log.
 
     `scheme.skip` names layers that stay float: `first` and `last` (in order of definition) or name patterns.
-    `input_shape` (C, H, W) is needed where the compensation has parameters per output element. A float scheme swaps
-    nothing. A layer that stands under several names is swapped under each. `keep` names layers that stay float though
-    the scheme takes them, with their type, fp32 or bf16 (the speed guard's verdict). ReLU, pooling and norms are
-    swapped for forms that keep bits and int8 for the backward pass (`fuse`). Raises UserError where a scheme, a skip
-    or an override matches no layer, ValueError where the net is itself one layer.
+    `input_shape` (C, H, W) is needed where the compensation has parameters per output element, and by lazy layers.
+    A float scheme changes nothing. `keep` names layers that stay float though the scheme takes them, with their type,
+    fp32 or bf16 (the speed guard's verdict). ReLU, pooling and norms are swapped for forms that keep bits and int8 for
+    the backward pass (`fuse`). Raises UserError where a scheme, a skip or an override matches no layer, ValueError
+    where the net is itself one layer.
     """
-    if type(net) in CONVERTERS:
-        raise ValueError("convert swaps layers within a net: wrap a single layer in nn.Sequential")
+    selection = quantize(net, scheme, impl=impl, clock=clock, input_shape=input_shape, keep=keep or {})
+    if selection.floats and not scheme.is_float:
+        log.info(selection.line())
+    return selection
+
+
+def quantize(
+    net: nn.Module,
+    scheme: Scheme,
+    *,
+    impl: str,
+    clock: Clock,
+    input_shape: tuple[int, ...] | None,
+    keep: Mapping[str, str],
+) -> Selection:
+    """Do what `convert` does, without a word."""
+    if isinstance(net, tuple(CONVERTERS)):
+        raise ValueError("convert changes layers within a net: wrap a single layer in nn.Sequential")
+    _settle_shapes(net, input_shape)
+    selection = select(net, scheme, keep)
     if scheme.is_float:
-        return ()
-    keep = keep or {}
-    chosen = [name for name in quantizable(net, scheme) if name not in keep]
+        return selection
+    chosen = selection.quantized
     for name in (name for name, kept in keep.items() if kept == "bf16"):
-        _swap(net, name, to_bf16(net.get_submodule(name)))
+        to_bf16(net.get_submodule(name))
     shapes = _output_shapes(net, chosen, input_shape) if _needs_shapes(scheme, chosen) else {}
     for name in chosen:
-        module = net.get_submodule(name)
-        layer = CONVERTERS[type(module)].from_float(  # type: ignore[attr-defined]
-            module, name=name, scheme=scheme.for_layer(name), impl=impl, clock=clock, output_shape=shapes.get(name)
+        layer = net.get_submodule(name)
+        kind = next(quantized for torchs, quantized in CONVERTERS.items() if isinstance(layer, torchs))
+        kind.convert(
+            layer, name=name, scheme=scheme.for_layer(name), impl=impl, clock=clock, output_shape=shapes.get(name)
         )
-        _swap(net, name, layer)
+    _close_fast_paths(net)
     fuse(net, impl=impl, norm_input=scheme.norm_input)
     # A pixel's channels are adjacent in every kernel, so they are in the weights.
     net.to(memory_format=torch.channels_last)
-    return tuple(chosen)
+    return selection
 
 
-def quantizable(net: nn.Module, scheme: Scheme) -> list[str]:
-    """Return the names of the layers that a scheme takes; raises UserError where that is none."""
-    candidates = [name for name, module in net.named_modules() if type(module) in CONVERTERS]
-    _check_patterns("quant.skip", [p for p in scheme.skip if p not in ("first", "last")], candidates)
-    _check_patterns("quant.overrides", scheme.overrides or (), candidates)
-    chosen = [name for name in candidates if not _skipped(name, candidates, scheme)]
-    if not chosen:
-        raise UserError(
-            f"scheme {scheme.name!r} matches no layer: the net has {len(candidates)} convolution or linear layers and "
-            f"quant.skip={list(scheme.skip)} leaves none; shorten quant.skip"
-        )
-    return chosen
+def _settle_shapes(net: nn.Module, input_shape: tuple[int, ...] | None) -> None:
+    """Let lazy layers take their shapes from an image of zeros, as in torch from the first batch."""
+    lazy = [name for name, module in net.named_modules() if any(map(is_lazy, module.parameters(recurse=False)))]
+    if not lazy:
+        return
+    if input_shape is None:
+        raise UserError(f"layer {lazy[0]!r} has no shape yet: pass input_shape, or run one batch through the net first")
+    _run_zeros(net, input_shape)
 
 
-def _swap(net: nn.Module, name: str, layer: nn.Module) -> None:
-    # A shared layer has several names; one left float would train beside the quantised one, unseen.
-    module = net.get_submodule(name)
-    for alias in [n for n, m in net.named_modules(remove_duplicate=False) if m is module]:
-        parent, _, child = alias.rpartition(".")
-        setattr(net.get_submodule(parent), child, layer)
+def _run_zeros(net: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Run one image of zeros in evaluation; the modes of the parts stay."""
+    modes = {module: module.training for module in net.modules()}
+    device = next((p.device for p in net.parameters() if not is_lazy(p)), "cpu")
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, *input_shape, device=device))
+    for module, training in modes.items():
+        module.training = training
+
+
+def _close_fast_paths(net: nn.Module) -> None:
+    """Let torch's encoder layers call quantised layers in evaluation too: their fast path reads the weights instead."""
+    for module in net.modules():
+        if not any(isinstance(part, QuantLayer) for part in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            # Asked by the fast path alone; 0 is an activation that it does not have.
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            # Nested tensors are for the fast path.
+            module.use_nested_tensor = False
 
 
 def set_impl(net: nn.Module, impl: str) -> None:
@@ -87,26 +122,14 @@ def set_impl(net: nn.Module, impl: str) -> None:
             module.impl = impl
 
 
-def _skipped(name: str, candidates: list[str], scheme: Scheme) -> bool:
-    ends = {"first": candidates[0], "last": candidates[-1]}
-    return any(name == ends[p] if p in ends else fnmatch.fnmatchcase(name, p) for p in scheme.skip)
-
-
-def _check_patterns(key: str, patterns: Iterable[str], candidates: list[str]) -> None:
-    for pattern in patterns:
-        if not fnmatch.filter(candidates, pattern):
-            raise UserError(
-                f"{key}: {pattern!r} matches no layer; layers: {', '.join(candidates)}; names are written whole, as in "
-                "quant.skip=[features.0] or quant.overrides={features.*:{bits:4}}"
-            )
-
-
-def _needs_shapes(scheme: Scheme, names: list[str]) -> bool:
+def _needs_shapes(scheme: Scheme, names: tuple[str, ...]) -> bool:
     specs = [scheme.for_layer(name).compensation for name in names]
     return any(spec is not None and spec.granularity == "element" for spec in specs)
 
 
-def _output_shapes(net: nn.Module, names: list[str], input_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
+def _output_shapes(
+    net: nn.Module, names: tuple[str, ...], input_shape: tuple[int, ...] | None
+) -> dict[str, tuple[int, ...]]:
     if input_shape is None:
         raise UserError("quant.compensation.granularity=element needs the net's input shape: pass input_shape")
     shapes: dict[str, tuple[int, ...]] = {}
@@ -115,10 +138,7 @@ def _output_shapes(net: nn.Module, names: list[str], input_shape: tuple[int, ...
         return lambda module, inputs, output: shapes.update({name: tuple(output.shape[1:])})
 
     hooks = [net.get_submodule(name).register_forward_hook(remember(name)) for name in names]
-    training = net.training
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, *input_shape, device=next(net.parameters()).device))
-    net.train(training)
+    _run_zeros(net, input_shape)
     for hook in hooks:
         hook.remove()
     return shapes

@@ -14,7 +14,9 @@ from torch.nn.grad import conv2d_input
 from octo_exp.kernels import float_gemm, fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
-from octo_exp.nn.activation import activate
+from octo_exp.nn.activation import activate, activate_plainly
+from octo_exp.nn.become import become
+from octo_exp.nn.eager import eager
 
 
 class _FloatConv(torch.autograd.Function):
@@ -52,21 +54,27 @@ class FloatConv2d(nn.Conv2d):
     """nn.Conv2d in fp32 that does the ReLU and pooling behind it (`steps`) in its own epilogue."""
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, *, impl: str) -> "FloatConv2d":
-        """Take over the parameters of a convolution with zero padding."""
-        layer = cls(1, 1, 1, bias=False)
-        layer.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith("_") and k != "training"})
-        layer._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        layer.weight, layer.bias = conv.weight, conv.bias
-        layer.impl = impl
-        layer.steps: Epilogue | None = None
-        layer.geometry = ConvGeometry(
+    def convert(cls, conv: nn.Conv2d, *, impl: str) -> "FloatConv2d":
+        """Make a convolution with zero padding one of this class where it stands."""
+        block = become(conv, cls)
+        block.impl = impl
+        block.steps: Epilogue | None = None
+        block.geometry = ConvGeometry(
             stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
         )
-        return layer.train(conv.training)
+        return block
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, float32; under autocast the product is autocast's, as in nn.Conv2d."""
+        if x.dim() == 3:
+            return self._forward(x.unsqueeze(0)).squeeze(0)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.in_channels or x.numel() == 0:
+            y = super().forward(x)
+            return y if self.steps is None else activate_plainly(y, self.steps)
         if torch.is_autocast_enabled(x.device.type):
             y = super().forward(x)
             return y if self.steps is None else activate(y, self.steps, self.impl)
@@ -99,16 +107,10 @@ class _FloatLinear(torch.autograd.Function):
 class FloatLinear(nn.Linear):
     """nn.Linear in fp32, its three GEMMs in an order that does not depend on the number of threads."""
 
-    @classmethod
-    def from_float(cls, linear: nn.Linear) -> "FloatLinear":
-        """Take over the parameters of a linear layer."""
-        layer = cls.__new__(cls)
-        layer.__dict__.update(linear.__dict__)
-        return layer
-
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; under autocast the product is autocast's, as in nn.Linear."""
-        if torch.is_autocast_enabled(x.device.type) or x.dim() < 2:
+        if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or x.numel() == 0:
             return super().forward(x)
         out: Tensor = _FloatLinear.apply(x, self.weight, self.bias)
         return out
@@ -134,8 +136,5 @@ class Bf16Linear(_Bf16, nn.Linear):
 
 
 def to_bf16(layer: nn.Module) -> nn.Module:
-    """Return the nn.Conv2d or nn.Linear as its bf16 form, with the same parameters."""
-    kind = Bf16Conv2d if isinstance(layer, nn.Conv2d) else Bf16Linear
-    twin = kind.__new__(kind)
-    twin.__dict__.update(layer.__dict__)
-    return twin
+    """Make the nn.Conv2d or nn.Linear its bf16 form where it stands, and return it."""
+    return become(layer, Bf16Conv2d if isinstance(layer, nn.Conv2d) else Bf16Linear)

@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from octo_exp.errors import UserError
 from octo_exp.nn.layers import QuantLayer
@@ -13,7 +16,7 @@ def folded(net: nn.Module, fresh: nn.Module) -> nn.Module:
 
     In evaluation the ranges are stored ones, so LAC's term is a constant: in its zero-point form
     -theta*s_x*z_x*sum(w^), in its affine form alpha*mu + offset. A layer without bias gets one. The oracle gives back
-    all that quantisation took, so nothing is left to fold.
+    all that quantisation took, so nothing is left to fold. Parametrised weights (weight norm, pruning) become plain.
 
     Args:
         net: a net under any scheme, trained.
@@ -26,13 +29,33 @@ def folded(net: nn.Module, fresh: nn.Module) -> nn.Module:
     state = net.state_dict()
     fresh.load_state_dict({name: state[name] for name in fresh.state_dict()})
     net.eval()
+    _make_plain(fresh.eval())
     for name, layer in net.named_modules():
         if isinstance(layer, QuantLayer) and layer.compensator is not None:
             _add_to_bias(fresh.get_submodule(name), _constant(name, layer))
-    return fresh.eval()
+    return fresh
+
+
+def _make_plain(net: nn.Module) -> None:
+    """Let every weight that is computed from other tensors be a parameter of its present value."""
+    for module in net.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
 
 
 def _constant(name: str, layer: QuantLayer) -> Tensor:
+    for hook in layer._forward_pre_hooks.values():
+        # These compute the weight before each forward pass; the last was before the last step.
+        if isinstance(hook, prune.BasePruningMethod | WeightNorm | SpectralNorm):
+            hook(layer, ())
     term = layer.constant_compensation()
     if term.dim() > 1:
         raise UserError(

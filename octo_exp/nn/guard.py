@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.base.caches import add_json, read_json
-from octo_exp.nn.convert import convert, quantizable
+from octo_exp.nn.convert import quantize
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import block_of, fuse
+from octo_exp.nn.select import select
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
@@ -74,7 +75,7 @@ class Guard:
             return self._verdict(net, scheme, impl=impl, input_shape=input_shape)
 
     def _verdict(self, net: nn.Module, scheme: Scheme, *, impl: str, input_shape: Sequence[int]) -> Verdict:
-        names = quantizable(net, scheme)
+        names = select(net, scheme).quantized
         shapes = _input_shapes(net, names, (self.batch_size, *input_shape), self.device)
         known = read_json(self.cache)
         times: dict[str, Mapping[str, float]] = {}
@@ -107,8 +108,8 @@ class Guard:
         alone = dataclasses.replace(scheme.for_layer(name), skip=(), overrides=None)
         candidates = {kind: copy.deepcopy(block) for kind in _LAYER}
         x = torch.randn(shape, device=self.device, requires_grad=True)
-        convert(candidates["int8"], alone, impl=impl, clock=Clock(), input_shape=tuple(shape[1:]))
-        candidates["bf16"][0] = to_bf16(candidates["bf16"][0])
+        quantize(candidates["int8"], alone, impl=impl, clock=Clock(), input_shape=tuple(shape[1:]), keep={})
+        to_bf16(candidates["bf16"][0])
         for kind in ("bf16", "fp32"):
             fuse(candidates[kind], impl=impl, norm_input=scheme.norm_input)
         return self._alternate({kind: _pass(module.train(), x) for kind, module in candidates.items()})
@@ -120,7 +121,7 @@ class Guard:
             memory_format=torch.channels_last
         )
         guarded = copy.deepcopy(net)
-        convert(guarded, scheme, impl=impl, clock=Clock(), input_shape=tuple(input_shape), keep=keep)
+        quantize(guarded, scheme, impl=impl, clock=Clock(), input_shape=tuple(input_shape), keep=keep)
         plain = copy.deepcopy(net)
         return self._alternate(
             {

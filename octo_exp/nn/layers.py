@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octo_exp.errors import UserError
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
-from octo_exp.nn.activation import activate
+from octo_exp.nn.activation import activate, activate_plainly
+from octo_exp.nn.become import become
+from octo_exp.nn.eager import eager
 from octo_exp.nn.function import Observer, QuantGemm, cross_term
 from octo_exp.nn.ops import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
@@ -27,9 +30,34 @@ class QuantLayer(nn.Module):
     `observer`, when set, is called with every quantised operand of a training step (the health callback's probe).
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
     op: Op
+
+    @classmethod
+    def convert(
+        cls,
+        layer: nn.Module,
+        *,
+        name: str,
+        scheme: Scheme,
+        impl: str,
+        clock: Clock,
+        output_shape: tuple[int, ...] | None,
+    ) -> None:
+        """Make the float layer one of this class where it stands: whoever holds it holds the quantised one."""
+        quantized = become(layer, cls)
+        quantized.setup(name, scheme, quantized.make_op(impl), clock, output_shape)
+        quantized.train(layer.training)
+
+    def make_op(self, impl: str) -> Op:
+        """Return the layer's GEMMs."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of output channels or features."""
+        raise NotImplementedError
 
     def setup(self, name: str, scheme: Scheme, op: Op, clock: Clock, output_shape: tuple[int, ...] | None) -> None:
         """Build quantisers and compensation; `output_shape` (C, H, W) is needed for granularity=element alone."""
@@ -37,6 +65,8 @@ class QuantLayer(nn.Module):
         # ReLU and pooling that follow this layer, where `fuse` has found them.
         self.steps: Epilogue | None = None
         self.observer: Observer | None = None
+        # Whether a batch has passed through; a net may read the weights past the layer.
+        self.ran = False
         common: dict[str, Any] = {"layer": name, "clock": clock}
         self.quantizer_x = self._quantizer("x", stored=True, **common)
         self.quantizer_w = self._quantizer("w", stored=False, **common)
@@ -65,8 +95,8 @@ class QuantLayer(nn.Module):
         spec = self.scheme.compensation
         if spec is None:
             return None
-        shape: tuple[int, ...] = (self.weight.shape[0],)
-        if spec.granularity == "element" and self.weight.dim() == 4:
+        shape: tuple[int, ...] = (self.outputs,)
+        if spec.granularity == "element" and isinstance(self, nn.Conv2d):
             if output_shape is None:
                 raise UserError(f"layer {self.layer_name!r}: granularity=element needs the net's input shape")
             shape = output_shape
@@ -82,31 +112,47 @@ class QuantLayer(nn.Module):
         spec = self.scheme.operand(ROLE_OPERANDS[role][index])
         return spec.bits if precision == "int8" and spec is not None else _WIDTHS[precision]
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, float32, whatever autocast says: the roles choose their own precision."""
         with torch.autocast(x.device.type, enabled=False):
-            return self._forward(self.op.layout(x.float()))
+            x = x.float()
+            # Nothing is multiplied in an empty batch; what does not fit, torch refuses.
+            if x.numel() == 0 or not self.fits(x):
+                y = super().forward(x)
+                y = y if self.steps is None else activate_plainly(y, self.steps)
+            else:
+                y = self._forward(x)
+        self.ran = True
+        return y
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether x has the rank and the channels that the layer takes."""
+        raise NotImplementedError
 
     def _forward(self, x: Tensor) -> Tensor:
+        x = self.op.layout(x)
+        # Once: a parametrised weight is computed whenever it is read, and spectral norm moves its state then.
+        w = self.weight
         xq = None if self.quantizer_x is None else self.quantizer_x(x.detach())
         step = None if xq is None else xq.scale
-        wq = None if self.quantizer_w is None else self.quantizer_w(self.weight.detach(), step=step)
-        for operand, t, q in (("x", x, xq), ("w", self.weight, wq)):
+        wq = None if self.quantizer_w is None else self.quantizer_w(w.detach(), step=step)
+        for operand, t, q in (("x", x, xq), ("w", w, wq)):
             if self.observer is not None and q is not None and self.training:
                 self.observer(self, operand, t.detach(), q)
         # Once a step, for the cross term and for the compensation of it.
         shifted = xq is not None and xq.zero_point is not None and wq is not None
         code_sums = self.op.weight_sums(wq.values) if shifted else None
         terms = [] if self.bias is None else [self.bias]
-        term, slope = self._compensation(xq, wq, code_sums)
+        term, slope = self._compensation(w, xq, wq, code_sums)
         if term is not None:
             terms.append(term)
         if shifted and self.scheme.output == "int8":
             terms.append(cross_term(xq, wq, code_sums))
         offset = self._sum_offsets(terms)
         if not self._is_oracle:
-            return QuantGemm.apply(x, self.weight, offset, self, xq, wq, slope, self.steps)
-        y = self._give_back_error(x, QuantGemm.apply(x, self.weight, offset, self, xq, wq, slope, None))
+            return QuantGemm.apply(x, w, offset, self, xq, wq, slope, self.steps)
+        y = self._give_back_error(x, w, QuantGemm.apply(x, w, offset, self, xq, wq, slope, None))
         return y if self.steps is None else activate(y, self.steps, self.op.impl)
 
     def _sum_offsets(self, terms: list[Tensor]) -> Tensor | None:
@@ -115,7 +161,7 @@ class QuantLayer(nn.Module):
         return sum(terms[1:], start=terms[0]) if terms else None
 
     def _compensation(
-        self, xq: QTensor | None, wq: QTensor | None, code_sums: Tensor | None
+        self, w: Tensor, xq: QTensor | None, wq: QTensor | None, code_sums: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return LAC's term and its derivative with respect to sum_k(w): rounding is straight-through there."""
         if self.compensator is None:
@@ -124,24 +170,25 @@ class QuantLayer(nn.Module):
             return self.compensator.term(None), None
         with torch.no_grad():
             zero = xq.scale * xq.zero_point
-            sums = self.weight.flatten(1).sum(1) if code_sums is None else code_sums * wq.scale.flatten()
+            sums = w.flatten(1).sum(1) if code_sums is None else code_sums * wq.scale.flatten()
         return self.compensator.term(zero * sums), self.compensator.slope(zero)
 
     @torch.no_grad()
     def constant_compensation(self) -> Tensor | None:
         """Return what LAC adds in evaluation, [C] or [C, H, W]; None without LAC. Eval mode: ranges are stored ones."""
-        xq = None if self.quantizer_x is None else self.quantizer_x(self.weight.new_zeros(1))
-        wq = None if self.quantizer_w is None else self.quantizer_w(self.weight)
+        w = self.weight
+        xq = None if self.quantizer_x is None else self.quantizer_x(w.new_zeros(1))
+        wq = None if self.quantizer_w is None else self.quantizer_w(w)
         sums = None if wq is None else self.op.weight_sums(wq.values)
-        return self._compensation(xq, wq, sums)[0]
+        return self._compensation(w, xq, wq, sums)[0]
 
     @property
     def _is_oracle(self) -> bool:
         return self.scheme.compensation is not None and self.scheme.compensation.form == "exact"
 
-    def _give_back_error(self, x: Tensor, y: Tensor) -> Tensor:
+    def _give_back_error(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            exact = self.op.float_output(x, self.weight)
+            exact = self.op.float_output(x, w)
             if self.bias is not None:
                 exact = exact + self.op.per_channel(self.bias)
             error = exact - y
@@ -163,63 +210,53 @@ class QuantLayer(nn.Module):
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
-    """nn.Conv2d with quantised GEMMs: stride, padding, dilation, groups; zero padding only."""
+    """nn.Conv2d with quantised GEMMs: every stride, padding, dilation and number of groups."""
 
-    @classmethod
-    def from_float(
-        cls,
-        conv: nn.Conv2d,
-        *,
-        name: str,
-        scheme: Scheme,
-        impl: str,
-        clock: Clock,
-        output_shape: tuple[int, ...] | None,
-    ) -> "QuantConv2d":
-        """Take over the parameters of a float convolution."""
-        if conv.padding_mode != "zeros":
-            raise UserError(
-                f"layer {name!r}: padding_mode={conv.padding_mode!r} is not quantised; use zeros or skip it"
-            )
-        layer = cls(1, 1, 1, bias=False)
-        layer.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith("_") and k != "training"})
-        layer._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        layer.weight, layer.bias = conv.weight, conv.bias
+    def make_op(self, impl: str) -> ConvOp:
+        """Return the convolution's GEMMs; a border that is not of zeros, or not even, is put around x before them."""
+        padding = self.padding
+        if isinstance(padding, str):
+            left, right, top, bottom = self._reversed_padding_repeated_twice
+            padding = (top, left) if (top, left) == (bottom, right) else None
+        self.pads_before = padding is None or self.padding_mode != "zeros"
         geometry = ConvGeometry(
-            stride=conv.stride, padding=_padding(conv, name), dilation=conv.dilation, groups=conv.groups
+            stride=self.stride,
+            padding=(0, 0) if self.pads_before else padding,
+            dilation=self.dilation,
+            groups=self.groups,
         )
-        layer.setup(name, scheme, ConvOp(impl=impl, geometry=geometry), clock, output_shape)
-        return layer.train(conv.training)
+        return ConvOp(impl=impl, geometry=geometry)
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of output channels."""
+        return self.out_channels
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether x is [N, C, H, W] or [C, H, W]."""
+        return x.dim() in (3, 4) and x.shape[-3] == self.in_channels
+
+    def _forward(self, x: Tensor) -> Tensor:
+        images = x if x.dim() == 4 else x.unsqueeze(0)
+        if self.pads_before:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            images = F.pad(images, self._reversed_padding_repeated_twice, mode=mode)
+        y = super()._forward(images)
+        return y if x.dim() == 4 else y.squeeze(0)
 
 
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with quantised GEMMs."""
 
-    @classmethod
-    def from_float(
-        cls,
-        linear: nn.Linear,
-        *,
-        name: str,
-        scheme: Scheme,
-        impl: str,
-        clock: Clock,
-        output_shape: tuple[int, ...] | None,
-    ) -> "QuantLinear":
-        """Take over the parameters of a float linear layer."""
-        layer = cls(1, 1, bias=False)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.setup(name, scheme, LinearOp(impl=impl), clock, output_shape)
-        return layer.train(linear.training)
+    def make_op(self, impl: str) -> LinearOp:
+        """Return the GEMMs."""
+        return LinearOp(impl=impl)
 
+    @property
+    def outputs(self) -> int:
+        """Return the number of output features."""
+        return self.out_features
 
-def _padding(conv: nn.Conv2d, name: str) -> tuple[int, int]:
-    if conv.padding == "valid":
-        return (0, 0)
-    if conv.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if any(t % 2 for t in totals):
-            raise UserError(f"layer {name!r}: padding='same' with an even kernel pads one side more; give numbers")
-        return totals[0] // 2, totals[1] // 2
-    return conv.padding
+    def fits(self, x: Tensor) -> bool:
+        """Whether x is [..., I]."""
+        return x.dim() > 0 and x.shape[-1] == self.in_features

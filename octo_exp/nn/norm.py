@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from octo_exp.nn.become import become
+from octo_exp.nn.eager import eager
+
 
 def _compress(x: Tensor, mean: Tensor, saved: str) -> tuple[Tensor, Tensor | None]:
     """x [N, C, ...], mean [C] -> (int8 codes of x - mean, scale [C]) or (bf16, None)."""
@@ -64,21 +67,19 @@ class _SavedNorm(nn.Module):
     factor: float
 
     @classmethod
-    def from_float(cls, norm: nn.Module, *, saved: str) -> nn.Module:
-        """Take over the parameters and statistics of torch's module."""
-        layer = cls(1)
-        layer.__dict__.update({k: v for k, v in norm.__dict__.items() if not k.startswith("_") and k != "training"})
-        for name in ("weight", "bias"):
-            layer._parameters[name] = norm._parameters[name]
-        layer._buffers.update(norm._buffers)
+    def convert(cls, norm: nn.Module, *, saved: str) -> nn.Module:
+        """Make torch's module one of this class where it stands."""
+        layer = become(norm, cls)
         layer.saved = saved
-        return layer.train(norm.training)
+        return layer
 
+    @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised x."""
         self._check_input_dim(x)
         train = self.training or self.running_mean is None
-        if not torch.is_grad_enabled():
+        # torch refuses a training batch of one value a channel.
+        if not torch.is_grad_enabled() or x.numel() == 0 or (train and x.numel() == x.shape[1]):
             return super().forward(x)
         self.factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:

@@ -21,6 +21,13 @@ def test_health_of_a_clipped_tensor():
     assert health["cosine"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_both_end_codes_are_saturated():
+    values = torch.tensor([-128, -127, 0, 126, 127, 127, -128, 5], dtype=torch.int8)
+    q = QTensor(values=values, scale=torch.tensor(0.5), zero_point=torch.tensor(3, dtype=torch.int32))
+    assert operand_health(q.dequantize(), q, -128, 127)["saturated"] == 4 / 8
+    assert operand_health(q.dequantize(), q, -127, 126)["saturated"] == 2 / 8
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_cosine_does_not_depend_on_the_magnitude(size):
     t = torch.randn(100).double().float() * size

@@ -104,6 +104,21 @@ def test_both_products_are_the_same_integers(monkeypatch, pays):
     assert torch.equal(torch_int8.matmul(a, b).long(), a.long() @ b.long())
 
 
+@pytest.mark.parametrize(
+    ("exact", "pays", "expected"),
+    [
+        (True, True, "int8 (torch._int_mm)"),
+        (True, False, "float32, exact (no int8 instruction on this cpu)"),
+        (False, False, "float32, exact (torch._int_mm is not exact on this cpu)"),
+    ],
+)
+def test_what_multiplies_here_has_a_name(monkeypatch, exact, pays, expected):
+    monkeypatch.setattr(torch_int8, "int_mm_is_exact", lambda device_type: exact)
+    monkeypatch.setattr(torch_int8, "int_mm_pays", lambda device_type: pays)
+    assert api.products("torch", "cpu") == expected
+    assert api.products("reference", "cpu") == "float64, exact"
+
+
 class Cpu:
     """What some version of torch.cpu tells."""
 

@@ -31,7 +31,7 @@ def with_skip(name: str, *skip: str, **changes) -> Scheme:
 
 
 def converted(model: nn.Module, built: Scheme, **options) -> tuple[str, ...]:
-    return convert(model, built, impl="torch", clock=Clock(), **options)
+    return convert(model, built, impl="torch", clock=Clock(), **options).quantized
 
 
 def test_first_and_last_stay_float_by_default_and_parameters_are_the_same_objects():

@@ -12,6 +12,7 @@ from torch import nn
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.models.resnet import BasicBlock
 from octo_exp.nn.activation import Activation
+from octo_exp.nn.become import become
 from octo_exp.nn.convert import convert
 from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.fuse import fuse
@@ -264,7 +265,7 @@ def test_a_layer_that_stays_float_follows_autocast():
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 7), (1, 7), (7,)])
 def test_a_linear_layer_that_stays_float_is_torchs(bias, shape):
     linear = nn.Linear(7, 4, bias=bias)
-    ours, x = FloatLinear.from_float(linear), torch.randn(shape)
+    ours, x = become(copy.deepcopy(linear), FloatLinear), torch.randn(shape)
     results = []
     for layer, dtype in ((ours, torch.float32), (copy.deepcopy(linear).double(), torch.float64)):
         at = x.to(dtype, copy=True).requires_grad_()

@@ -52,7 +52,7 @@ def test_int8_stays_only_where_it_is_the_fastest(tmp_path, monkeypatch):
     assert verdict.lines()[0] == "speed guard: features.6 stays bf16: bf16 1.00 ms, fp32 2.00 ms, int8 3.00 ms"
     assert type(model.features[3]) is nn.Conv2d
     parameters = dict(model.named_parameters())
-    converted = convert(model, scheme("int8"), impl="torch", clock=Clock(), keep=verdict.keep)
+    converted = convert(model, scheme("int8"), impl="torch", clock=Clock(), keep=verdict.keep).quantized
     assert converted == ("features.3",)
     kinds = [type(model.get_submodule(name)) for name in ("features.3", "features.6", "classifier.0")]
     assert kinds == [QuantConv2d, Bf16Conv2d, FloatLinear]

@@ -18,7 +18,7 @@ def norms(shape: tuple[int, ...], saved: str, **options: object) -> tuple[nn.Mod
     plain = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1], **options)
     for t in (*plain.parameters(), *(b for b in plain.buffers() if b.is_floating_point())):
         t.data.uniform_(0.5, 2.0)
-    return plain, NORMS[type(plain)].from_float(copy.deepcopy(plain), saved=saved)
+    return plain, NORMS[type(plain)].convert(copy.deepcopy(plain), saved=saved)
 
 
 def batch(shape: tuple[int, ...]) -> torch.Tensor:
@@ -143,7 +143,7 @@ def test_bytes_saved(saved, bytes_each):
 def test_names_and_parameters_stay():
     for kind, ours in ((nn.BatchNorm1d, SavedBatchNorm1d), (nn.BatchNorm2d, SavedBatchNorm2d)):
         plain = kind(5)
-        norm = NORMS[kind].from_float(plain, saved="int8")
+        norm = NORMS[kind].convert(copy.copy(plain), saved="int8")
         assert type(norm) is ours
         assert norm.weight is plain.weight
         assert norm.running_mean is plain.running_mean

@@ -77,6 +77,36 @@ def test_ratio_and_gaussian_clip_where_they_say():
     assert ((t < lower) | (t > upper)).float().mean().item() == pytest.approx(0.01, abs=0.003)
 
 
+# Numbers whose squares are float32's.
+eighths = st.lists(st.integers(-8000, 8000), min_size=1, max_size=40).map(lambda values: torch.tensor(values) / 8)
+
+
+@settings(max_examples=100)
+@given(eighths, st.integers(0, 60), st.floats(0.1, 3.0))
+def test_gaussian_bounds_are_those_of_the_whole_tensor_with_its_zeros(t, zeros, z):
+    # A pooled gradient leaves out the zeros between its maxima: mean and sigma are those of all elements.
+    whole = torch.cat([t, torch.zeros(zeros)]).double()
+    low, high = torch.aminmax(t)
+    mean, sigma = whole.mean(), (whole - whole.mean()).square().mean().sqrt()
+    expected = [
+        torch.clamp(mean - z * sigma, max=0.0).clamp(low, high),
+        torch.clamp(mean + z * sigma, min=0.0).clamp(low, high),
+    ]
+    found = gaussian_bounds(t, low, high, z, len(whole))
+    # float32 sums of up to 40 terms.
+    size = float(t.abs().max())
+    assert [float(v) for v in found] == pytest.approx([float(v) for v in expected], rel=1e-4, abs=1e-4 * size)
+
+
+def test_both_gaussian_bounds_cut_a_tensor_off_its_mean():
+    t = torch.tensor([-8.0, -1.0, 0.0, 1.0, 2.0, 12.0])
+    # mean 1, sigma^2 = (81 + 4 + 1 + 0 + 1 + 121) / 6; six zeros more: mean 1/2, sigma^2 = 214 / 12 - 1/4.
+    for numel, mean, sigma in ((None, 1.0, (208 / 6) ** 0.5), (12, 0.5, (214 / 12 - 0.25) ** 0.5)):
+        lower, upper = gaussian_bounds(t, *torch.aminmax(t), 0.5, numel)
+        assert lower.item() == pytest.approx(mean - sigma / 2, rel=1e-5)
+        assert upper.item() == pytest.approx(mean + sigma / 2, rel=1e-5)
+
+
 def test_range_gradient_is_the_derivative_of_the_error():
     # Away from rounding boundaries the error is differentiable in r except through round(): compare with the
     # straight-through surrogate, q held constant inside and at the end codes outside.
