@@ -12,8 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from octo_exp.cli import resume
+from octo_exp.cli.effects import check_effects
 from octo_exp.cli.groups import check_group, group_line_for_hydra
-from octo_exp.cli.keys import KeyTree, check_key, missing_plus
+from octo_exp.cli.keys import KeyTree, check_key, made_nodes, missing_plus
 from octo_exp.cli.settings import Setting, check_sweep, parse, read_setting
 from octo_exp.cli.space import ConfigSpace, apply, check_complete, check_hydra, output_folder, resolved
 from octo_exp.cli.wording import one_line
@@ -116,13 +117,16 @@ def _check_variants(settings: Sequence[Setting], space: ConfigSpace, *, complete
         said = any(setting.key == "trust" for setting in keys)
         check_hydra(cfg, trust=packages_said(cfg.get("trust"), said=said))
         if complete:
-            check_complete(cfg)
+            values = check_complete(cfg)
+            # What a sweep of forms is for, is of use to one of them at least.
+            swept = any(setting.key.endswith(".form") and len(setting.values) > 1 for setting in keys)
+            check_effects([] if swept else [setting.key for setting in keys], values)
     return results[0]
 
 
 def _check_keys(keys: Sequence[Setting], cfg: DictConfig, space: ConfigSpace) -> list[str]:
     """Checks every value of every key, then sets the first of each in `cfg`; returns the lines for Hydra."""
-    tree = KeyTree(cfg)
+    tree = KeyTree(cfg, made_nodes([(s.key, v.value()) for s in keys if not s.override.is_delete() for v in s.values]))
     for setting in keys:
         for value in setting.values:
             check_key(value, tree, space.groups)
