@@ -15,6 +15,12 @@ from octo_exp.errors import UserError
 
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
 Penalty = Callable[[nn.Module], Tensor | None]
+# (optimizer, total_steps) -> Lightning's `lr_scheduler`: scheduler, interval, frequency, monitor. total_steps() counts
+# the steps of the run.
+Schedule = Callable[[Optimizer, Callable[[], int]], dict[str, Any]]
+
+# What a fit logs, and a callback or a scheduler may follow.
+LOGGED = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 
 def warmup_cosine(
@@ -47,7 +53,7 @@ class LitClassifier(LightningModule):
         net: images [N, C, H, W] -> logits [N, classes].
         num_classes: of the data.
         optimizer: parameter groups -> optimizer.
-        scheduler: (optimizer, total_steps=) -> scheduler stepped every batch, or None.
+        scheduler: see `Schedule`; None: the rate stays.
         parameter_groups: net -> optimizer groups (LAC's parameters have a rate of their own).
         penalty: net -> what is added to the training loss, or None.
         trained: what of the net trains where that is not all, as plain values: a checkpoint goes on only where it was
@@ -65,7 +71,7 @@ class LitClassifier(LightningModule):
         net: nn.Module,
         num_classes: int,
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler] | None,
+        scheduler: Schedule | None,
         parameter_groups: ParameterGroups,
         penalty: Penalty,
         trained: list[Any] | None = None,
@@ -141,14 +147,11 @@ class LitClassifier(LightningModule):
         self.accuracy["train_acc"]._update_count = 1
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and its per-step scheduler."""
+        """Return the optimizer and its schedule."""
         optimizer = self._optimizer(self._parameter_groups(self.net))
         if self._scheduler is None:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = self._scheduler(optimizer, total_steps=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer, self._total_steps)}
 
-    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Step the scheduler; Lightning calls it after every batch."""
-        scheduler.step()
+    def _total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)

@@ -19,16 +19,26 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from octo_exp import folder as folders
 from octo_exp import identity, results
-from octo_exp.assemble import build_module, build_trainer, check_trainer, choice, replaced, resolved
+from octo_exp.assemble import (
+    build_module,
+    build_trainer,
+    check_optim,
+    check_trainer,
+    choice,
+    construct,
+    fitted,
+    replaced,
+    resolved,
+)
 from octo_exp.base import signals
 from octo_exp.base.failures import FILE as FAILURE_FILE
-from octo_exp.base.failures import write_failure
+from octo_exp.base.failures import told, write_failure
 from octo_exp.base.files import write_json, write_text
 from octo_exp.base.lock import hold
 from octo_exp.callbacks.record import RunRecord
 from octo_exp.errors import UserError
 from octo_exp.stages import callback_results, facts, stages
-from octo_exp.start import config_of, identity_of, is_inside, is_sweep, settings, write_command
+from octo_exp.start import config_of, given_keys, identity_of, is_inside, is_sweep, settings, write_command
 from octo_exp.tracking import WandbRun
 from octo_exp.trust import check_targets
 
@@ -88,11 +98,15 @@ class _Job:
 
     def __init__(self, cfg: DictConfig, *, shared: bool = False) -> None:
         check_targets(cfg)
+        cfg = fitted(cfg, given_keys())
         _check_one_process(cfg)
-        # Refused now, not once a source is trained, which may be under a part of it.
-        instantiate(cfg.quant, _convert_="all")
+        # What a setting is refused for is found before data are read and before a folder is touched; the scheme's not
+        # once a source is trained, which may be under a part of it.
+        construct("quant", cfg.quant)
+        check_trainer(cfg)
+        check_optim(cfg)
         self.source = _source(cfg)
-        self.datamodule = instantiate(cfg.data)
+        self.datamodule = construct("data", cfg.data, instantiate)
         told = None if self.source is None else self.source.identity
         self.identity = identity_of(cfg, self.datamodule, told)
         self.cfg, self.folder = cfg, Path(cfg.save_dir)
@@ -101,6 +115,7 @@ class _Job:
         if shared:
             self._wait = lambda owner: results.say(f"{self.folder}: waiting for {owner}")
         self._shared = shared
+        self._record: RunRecord | None = None
         if not cfg.train and folders.holds_training(self.folder):
             # Beside what was trained, never over it.
             self.folder = self.folder / folders.EVALUATIONS / self.identity["fingerprint"]
@@ -121,10 +136,9 @@ class _Job:
                 return found
             folders.check_places(self.folder)
             checkpoint = self._decided()
-            # What a setting is refused for is found before anything is changed.
-            check_trainer(self.cfg)
             try:
-                return self._owned(checkpoint)
+                with told(lambda: self._record is not None and self._record.began):
+                    return self._owned(checkpoint)
             except Exception as error:
                 failure = write_failure(self.folder, error, settings())
                 if failure is not None:
@@ -199,7 +213,7 @@ class _Job:
         built = build_module(cfg, self.datamodule)
         for line in built.verdict.lines() if built.verdict is not None else ():
             results.say(line)
-        record = RunRecord(identity=self.identity, continues=continues)
+        record = self._record = RunRecord(identity=self.identity, continues=continues)
         trainer, callbacks = build_trainer(cfg, built, record, _page(self.folder, checkpoint, continues=continues))
         # Integers are no parameters: they are counted while they are floats.
         parameters = sum(p.numel() for p in built.module.net.parameters())
@@ -244,7 +258,7 @@ def _source(cfg: DictConfig) -> _Job | None:
     copy = replaced(cfg, data=source, source=None, init_from=None, train=True, quant=quant, resume=None)
     # Another node stands at `data` now, and interpolations say something else.
     check_targets(copy)
-    mark = identity_of(copy, instantiate(copy.data), None)["fingerprint"][:8]
+    mark = identity_of(copy, construct("source", copy.data, instantiate), None)["fingerprint"][:8]
     name = f"{source.name}-{choice('model', cfg)}-{quant.name}-s{cfg.seed}-{mark}"
     folder = Path(cfg.save_dir).parent / "_sources" / name
     return _Job(replaced(copy, save_dir=str(folder)), shared=True)

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = measure(options.overrides, methods=methods, seeds=options.seeds, share=options.share)
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
-        return 1
+        return error.exit_code
     show(result, Console())
     if options.json is not None:
         return keep(options.json, result)

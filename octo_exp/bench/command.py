@@ -33,8 +33,8 @@ def batch_sizes(text: str) -> list[int]:
 
 def failed(error: UserError) -> int:
     """Say what is wrong; return the exit code."""
-    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-    return 1
+    Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return error.exit_code
 
 
 def report(

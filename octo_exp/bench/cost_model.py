@@ -21,7 +21,7 @@ from rich.table import Table
 from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build, config
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.hw import (
     DATAFLOWS,
     EnergyTable,
@@ -72,7 +72,7 @@ def check(workload: Workload, base: HardwareProfile) -> None:
         shape = {"rows": machines.rows, "cols": machines.cols, "dataflow": machines.dataflow}
         found = gemm_cycles(gemm.m, gemm.n, gemm.k, **shape, convention="exact")[place, 0]
         if found != plain_cycles(gemm, rows, cols, DATAFLOWS[code]):
-            raise UserError(f"the vectorized model is wrong: {gemm} on {rows}x{cols} {DATAFLOWS[code]}: {found}")
+            raise FailedError(f"the vectorized model is wrong: {gemm} on {rows}x{cols} {DATAFLOWS[code]}: {found}")
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:

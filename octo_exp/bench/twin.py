@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from octo_exp.bench.command import failed
 from octo_exp.bench.subjects import Subject, build
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.nn.convert import set_impl
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.qtensor import QTensor
@@ -125,7 +125,7 @@ def check(subject: Subject) -> None:
     """Raise UserError with the layers' names where the fast path is not the reference's twin."""
     wrong = [comparison.layer for comparison in compare(subject) if not comparison.holds]
     if wrong:
-        raise UserError(f"{subject.name}: the fast path differs from the reference in {', '.join(wrong)}")
+        raise FailedError(f"{subject.name}: the fast path differs from the reference in {', '.join(wrong)}")
 
 
 def show(found: Sequence[Comparison], title: str, console: Console) -> None:

@@ -16,7 +16,7 @@ from octo_exp.base.failures import FILE as FAILURE_FILE
 from octo_exp.base.failures import message_of, user_error, write_failure
 from octo_exp.cli.arguments import check_arguments
 from octo_exp.cli.wording import one_line
-from octo_exp.errors import UserError
+from octo_exp.errors import FAILED, UserError
 
 INTERRUPTED = 130
 # A run that has begun has it.
@@ -33,8 +33,8 @@ _last_words: list[Callable[[], Any]] = []
 def launch(main: Callable[[], Any], *, config_dir: str | Path, config_name: str = "train") -> NoReturn:
     """Checks sys.argv, runs Hydra's `main` and exits.
 
-    0: all jobs succeeded; 1: one failed (in a single run, the error's own code); 2: wrong configuration; 130 and 143:
-    stopped by SIGINT and SIGTERM.
+    0: all jobs succeeded; else the largest of their codes, 2: the command line, a setting or what it names was refused,
+    1: a run failed that had begun, or a bug (`octo_exp.errors.UserError`); 130 and 143: stopped by SIGINT and SIGTERM.
     """
     for kept in (_exit_codes, _folders, _sweeps, _last_words):
         kept.clear()
@@ -81,7 +81,7 @@ def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             traceback.print_exc()
         message = message_of(error)
         _say(f"job {state.job.num}: {message}" if multirun else message)
-        _exit_codes.append(1 if multirun or mistake is None else mistake.exit_code)
+        _exit_codes.append(FAILED if mistake is None else mistake.exit_code)
         # A job that has begun has told it itself.
         if fresh and not (folder / _CONFIG_FILE).exists():
             failure = write_failure(folder, error, list(state.overrides.task))
@@ -98,7 +98,7 @@ def _is_fresh(folder: Path) -> bool:
 
 def report_failures(number: int) -> None:
     """Tells that jobs failed which ran in other processes, where a launcher put them."""
-    _exit_codes.extend([1] * number)
+    _exit_codes.extend([FAILED] * number)
 
 
 def at_stop(tell: Callable[[], Any]) -> None:

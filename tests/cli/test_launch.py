@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from octo_exp.base.failures import told, user_error
 from octo_exp.cli import FAILURE_FILE
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.errors import ConfigError, FailedError, UserError
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -60,7 +62,7 @@ def test_a_users_mistake_in_a_job_is_one_line(train: Train, tmp_path: Path, seed
 
 
 def test_a_later_success_takes_the_failure_back(train: Train, tmp_path: Path) -> None:
-    assert train("seed=13", "hydra.run.dir=here").returncode == 1
+    assert train("seed=13", "hydra.run.dir=here").returncode == 2
     assert train("seed=1", "hydra.run.dir=here").returncode == 0
     assert not (tmp_path / "here" / FAILURE_FILE).exists()
 
@@ -91,7 +93,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(train: Train, seed: int) -> 
 
 def test_failed_jobs_of_a_sweep_do_not_stop_it(train: Train, tmp_path: Path) -> None:
     done = train("-m", "model=vgg11,lenet5", "seed=13,2", "hydra.sweep.dir=sweep")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "error: job 0: seed 13 is unlucky\nerror: job 2: seed 13 is unlucky\n"
     assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/results.json")) == ["1", "3"]
     assert "2 jobs" in done.stdout
@@ -164,5 +166,29 @@ def test_the_light_answers_come_within_the_limit(train: Train) -> None:
         assert min(seconds) < 2.5, (arguments, seconds)
 
 
-def test_exit_codes_are_what_the_readme_says() -> None:
-    assert (UserError.exit_code, ConfigError.exit_code) == (1, 2)
+def test_exit_codes_are_what_the_documents_say() -> None:
+    assert (UserError.exit_code, ConfigError.exit_code, FailedError.exit_code) == (2, 2, 1)
+
+
+def test_a_mistake_found_once_a_batch_was_trained_is_a_failed_run() -> None:
+    for began, code in ((False, 2), (True, 1)):
+        with pytest.raises(RuntimeError) as caught, told(lambda began=began: began):
+            raise RuntimeError("wrapped") from UserError("the loss is nan")
+        mistake = user_error(caught.value)
+        assert mistake is not None
+        assert mistake.exit_code == code
+
+
+def test_what_a_library_refuses_before_the_first_batch_is_one_line() -> None:
+    code = "def refuse():\n    raise ValueError('`val_check_interval` (1000) must be\\nless')\n"
+    found: dict[str, Any] = {"__name__": "lightning.pytorch.loops.fit_loop"}
+    exec(compile(code, "fit_loop.py", "exec"), found)
+    line = r"^ValueError: `val_check_interval` \(1000\) must be less; correct"
+    with pytest.raises(ConfigError, match=line), told(lambda: False):
+        found["refuse"]()
+    # A bug of ours, and what a library raises later, keep their tracebacks.
+    with pytest.raises(ValueError, match="must be") as caught, told(lambda: True):
+        found["refuse"]()
+    assert not isinstance(caught.value, UserError)
+    with pytest.raises(ZeroDivisionError), told(lambda: False):
+        1 / 0  # noqa: B018

@@ -181,10 +181,10 @@ def test_a_wrong_call_is_one_line(arguments, code, words, tmp_path, monkeypatch,
 
 def test_what_cannot_be_written_is_one_line(strict, tmp_path, capsys):
     (tmp_path / "net.pkl.json").mkdir()
-    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 1
+    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 2
     error = capsys.readouterr().err
     assert "net.pkl.json cannot be written: Is a directory; give another output=FILE" in error
-    assert error.count("\n") == 1
+    assert error.count("\n") == 2
 
 
 def codes_of(p: np.ndarray, content: dict) -> np.ndarray:
@@ -228,5 +228,5 @@ def test_a_run_that_was_no_graph_is_quantised_and_one_without_a_checkpoint_is_re
     assert content["same_class_as_run"] > 0.8
     capsys.readouterr()
     (tmp_path / "int8/checkpoints/last.ckpt").unlink()
-    assert main(["format=mcu", f"run={tmp_path / 'int8'}"]) == 1
+    assert main(["format=mcu", f"run={tmp_path / 'int8'}"]) == 2
     assert "holds no checkpoints/last.ckpt" in capsys.readouterr().err

@@ -117,7 +117,7 @@ def test_a_divergence_counts_as_nothing_and_another_failure_stops(tmp_path, monk
 )
 def test_a_wrong_option_is_one_line_and_starts_no_job(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare_updates.subprocess, "run", lambda *a, **k: pytest.fail("a job was started"))
-    assert main([*arguments, "--folder", str(tmp_path)]) == 1
+    assert main([*arguments, "--folder", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {words}")
     assert error.count("\n") == 1
