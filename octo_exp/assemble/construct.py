@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import logging
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -43,7 +44,7 @@ def construct(key: str, node: DictConfig, make: Make = plain) -> Any:
             raise mistake from error
         # Hydra wraps what a constructor raises.
         reason = message_of(error.__cause__ or error)
-        name = _blamed(node, make)
+        name = _blamed(node, make, reason)
         where = key if name is None else f"{key}.{name}={node[name]}"
         raise ConfigError(f"{where}: {reason}; correct the setting") from error
 
@@ -99,8 +100,8 @@ def _given(node: DictConfig) -> list[str]:
     return [str(name) for name in node if not str(name).startswith("_")]
 
 
-def _blamed(node: DictConfig, make: Make) -> str | None:
-    """Return the argument without which the constructor is content; None where there is no such."""
+def _blamed(node: DictConfig, make: Make, reason: str) -> str | None:
+    """Return the argument without which the constructor is content, else the only one that its words name."""
     for name in _given(node):
         less = node.copy()
         with open_dict(less):
@@ -110,4 +111,5 @@ def _blamed(node: DictConfig, make: Make) -> str | None:
         except Exception:
             continue
         return name
-    return None
+    named = [name for name in _given(node) if re.search(rf"\b{re.escape(name)}\b", reason)]
+    return named[0] if len(named) == 1 else None

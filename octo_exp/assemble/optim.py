@@ -54,6 +54,13 @@ def check_optim(cfg: DictConfig) -> None:
             "optim.scheduler=null"
         )
     schedule(optimizer, lambda: _SOME_STEPS)
+    construct("optim.scheduler", cfg.optim.scheduler, lambda node: _step(_made(node, optimizer, lambda: _SOME_STEPS)))
+
+
+def _step(scheduler: Any) -> None:
+    """Step a schedule once: some find only then that an argument is wrong."""
+    scheduler.optimizer.step()
+    scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
 
 
 def _part(node: DictConfig) -> Callable[..., Any]:
@@ -63,17 +70,20 @@ def _part(node: DictConfig) -> Callable[..., Any]:
 
 def _scheduled(optim: DictConfig, optimizer: Optimizer, total_steps: Callable[[], int]) -> dict[str, Any]:
     node = optim.scheduler
-    counts = _counts_steps(node)
-    more = {"total_steps": total_steps()} if counts else {}
-    scheduler = construct("optim.scheduler", node, lambda node: _part(node)(optimizer, **more))
+    scheduler = construct("optim.scheduler", node, lambda node: _made(node, optimizer, total_steps))
     config = {
         "scheduler": scheduler,
-        "interval": optim.get("interval") or ("step" if counts else "epoch"),
+        "interval": optim.get("interval") or ("step" if _counts_steps(node) else "epoch"),
         "frequency": optim.get("frequency") or 1,
     }
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = _monitor(optim.get("monitor"), config["interval"])
     return config
+
+
+def _made(node: DictConfig, optimizer: Optimizer, total_steps: Callable[[], int]) -> Any:
+    more = {"total_steps": total_steps()} if _counts_steps(node) else {}
+    return _part(node)(optimizer, **more)
 
 
 def _monitor(metric: Any, interval: str) -> str:

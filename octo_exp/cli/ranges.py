@@ -100,8 +100,11 @@ _GIVEN = {
 _RULES: dict[str, Rule] = {
     "seed": _whole(0, _MOST_SEED),
     "optim.scheduler.warmup_fraction": _number(0, 1),
+    "optim.interval": _either(_word("step", "epoch"), _NULL),
+    "optim.frequency": _either(_whole(1), _NULL),
     "callbacks.quant_health.every_n_steps": _whole(1),
     "callbacks.throughput.skip": _whole(0),
+    "logger.csv.flush_logs_every_n_steps": _whole(1),
     "logger.wandb.project": _either(_PROJECT, _NULL),
     "logger.wandb.mode": _either(_word("online", "offline", "disabled"), _NULL),
     "logger.wandb.wait_s": _number(0),

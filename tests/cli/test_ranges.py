@@ -13,6 +13,9 @@ from octo_exp.errors import ConfigError
 RANGES: dict[str, tuple[list[str], list[str]]] = {
     "seed": (["-1", "4294967296"], ["0", "4294967295"]),
     "optim.scheduler.warmup_fraction": (["2", "-0.1", ".nan", "null"], ["0", "1", "0.5"]),
+    "logger.csv.flush_logs_every_n_steps": (["0", "null"], ["1"]),
+    "optim.interval": (["batch"], ["step", "epoch", "null"]),
+    "optim.frequency": (["0"], ["2", "null"]),
     "logger.wandb.project": (["a/b", "''"], ["a-b", "null"]),
     "logger.wandb.mode": (["of"], ["offline", "null"]),
     "logger.wandb.wait_s": (["-1", ".nan"], ["0", "2.5"]),

@@ -1,0 +1,120 @@
+"""Settings reach the library or are refused by name, in one line, before data are read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from octo_exp.assemble import check_optim, check_trainer, fitted
+from octo_exp.assemble.optim import optimizer_of, schedule_of
+from octo_exp.errors import ConfigError
+from octo_exp.trust import check_targets
+from tests.configs import CONF, composed
+
+STEP_LR = "optim.scheduler={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true}"
+REFUSED = {
+    "optim.optimizer.lr=-1": r"^optim.optimizer.lr=-1: ValueError: Invalid learning rate: -1; correct the setting$",
+    "optim.optimizer.betas=[2,3]": r"^optim.optimizer.betas=\[2, 3\]: ValueError: Invalid beta parameter",
+    "optim.optimizer.weight_decay=-1": "^optim.optimizer.weight_decay=-1: ",
+    "+optim.optimizer.weight_decays=1": (
+        r"^unknown key 'optim.optimizer.weight_decays': did you mean 'optim.optimizer.weight_decay'\? torch.optim.Adam "
+        "takes params, lr, "
+    ),
+    STEP_LR: r"^unknown key 'optim.scheduler.warmup_fraction': .*; ~optim.scheduler.warmup_fraction leaves it out$",
+    "optim/scheduler=step optim.scheduler.step_size=0": "^optim.scheduler: ZeroDivisionError: ",
+    "optim/scheduler=plateau optim.monitor=val/f1": "^optim.monitor=val/f1: .* one of train/loss, train/acc, val/loss",
+    "optim/scheduler=plateau optim.interval=step": "^optim.monitor=val/loss: .* by step; .* one of train/loss$",
+    "trainer.max_epochs=-1": "^optim.scheduler counts the run's steps, and trainer.max_epochs=-1 has no end",
+    "trainer.profiler=foo": "^trainer.profiler=foo: MisconfigurationException: When passing string value",
+    "trainer.precision=foo": "^trainer.precision=foo: ValueError: Precision 'foo' is invalid",
+    "trainer.strategy=foo": "^trainer.strategy=foo: ValueError: You selected an invalid strategy",
+    "trainer.accelerator=foo": "^trainer.accelerator=foo: ValueError: You selected an invalid accelerator",
+    "trainer.gradient_clip_algorithm=foo": "^trainer.gradient_clip_algorithm=foo: ",
+    "+trainer.max_epoch=3": r"^unknown key 'trainer.max_epoch': did you mean 'trainer.max_epochs'\?",
+    "callbacks.checkpoint.monitor=val/f1": "^callbacks.checkpoint.monitor=val/f1: nothing logs it; choose one of train",
+    "callbacks.checkpoint.mode=up": "^callbacks.checkpoint.mode=up: ",
+    "callbacks=early_stop trainer.limit_val_batches=0": "^callbacks.early_stop.monitor=val/acc: trainer.limit_val",
+    "+callbacks.mine={every:3}": "^callbacks.mine: nothing says of which class it is; write callbacks.mine._target_=",
+}
+TAKEN = [
+    "trainer.deterministic=warn",
+    "trainer.max_epochs=null trainer.max_steps=20",
+    "+trainer.fast_dev_run=true +trainer.min_steps=2",
+    "trainer.precision=null +trainer.plugins=[{_target_:lightning.pytorch.plugins.HalfPrecision,precision:bf16-true}]",
+    "+callbacks.lr={_target_:lightning.pytorch.callbacks.LearningRateMonitor}",
+    # Another's callback may log what is followed.
+    "+callbacks.lr={_target_:lightning.pytorch.callbacks.LearningRateMonitor} callbacks.checkpoint.monitor=lr-Adam",
+    "+logger.own._target_=lightning.pytorch.loggers.CSVLogger +logger.own.save_dir=.",
+    "callbacks.checkpoint.monitor=null callbacks.checkpoint.save_top_k=1",
+    "trainer.profiler=simple trainer.max_time={hours:1} trainer.max_epochs=-1 optim/scheduler=none",
+]
+
+
+def check(folder: Path, *settings: str) -> None:
+    cfg = composed("logger=csv", *settings, save_dir=folder)
+    check_targets(cfg)
+    check_trainer(cfg)
+    check_optim(cfg)
+
+
+@pytest.mark.parametrize("settings", REFUSED)
+def test_what_a_constructor_refuses_is_one_line_that_names_the_key(settings, tmp_path):
+    with pytest.raises(ConfigError, match=REFUSED[settings]) as caught:
+        check(tmp_path, *settings.split())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", TAKEN)
+def test_what_the_library_takes_is_taken(settings, tmp_path):
+    check(tmp_path, *settings.split())
+
+
+PAIRS = [
+    *(("adam", path.stem) for path in sorted((CONF / "optim/scheduler").glob("*.yaml"))),
+    *((path.stem, "step") for path in sorted((CONF / "optim").glob("*.yaml"))),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), PAIRS)
+def test_every_optimizer_and_every_schedule_moves_the_rate(optimizer, schedule):
+    cfg = composed(f"optim={optimizer}", f"optim/scheduler={schedule}")
+    check_optim(cfg)
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    made = optimizer_of(cfg)([{"params": [weight]}])
+    planned = schedule_of(cfg)
+    if planned is None:
+        assert schedule == "none"
+        return
+    config = planned(made, lambda: 30)
+    assert config["interval"] == ("step" if schedule in ("warmup_cosine", "onecycle") else "epoch")
+    assert config.get("monitor") == ("val/loss" if schedule == "plateau" else None)
+    weight.grad = torch.ones(2, 2)
+    rates = []
+    for _ in range(25):
+        made.step()
+        config["scheduler"].step(*([1.0] if schedule == "plateau" else []))
+        rates.append(made.param_groups[0]["lr"])
+    assert len(set(rates)) > 1
+
+
+def test_another_class_on_the_command_line_keeps_what_it_takes_as_well():
+    words = ["optim.scheduler._target_=torch.optim.lr_scheduler.StepLR", "+optim.scheduler.step_size=3"]
+    words += ["optim.optimizer._target_=torch.optim.Rprop", "optim.optimizer.lr=0.5"]
+    cfg = fitted(composed(*words), [word.lstrip("+").partition("=")[0] for word in words])
+    assert OmegaConf.to_container(cfg.optim) == {
+        "optimizer": {"_target_": "torch.optim.Rprop", "_partial_": True, "_convert_": "all", "lr": 0.5},
+        "scheduler": {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "step_size": 3},
+    }
+    check_optim(cfg)
+    # What the user gave and the class does not take is refused, not dropped.
+    given = ["optim.scheduler._target_", "optim.scheduler.step_size", "optim.scheduler.warmup_fraction"]
+    kept = fitted(composed(*words[:2], "optim.scheduler.warmup_fraction=0.5"), given)
+    with pytest.raises(ConfigError, match=r"^unknown key 'optim.scheduler.warmup_fraction'"):
+        check_optim(kept)
+
+
+def test_a_trainer_is_made_whatever_is_null(tmp_path):
+    nulls = [f"trainer.{key}=null" for key in ("max_epochs", "precision", "log_every_n_steps", "num_sanity_val_steps")]
+    nulls += [f"trainer.limit_{stage}_batches=null" for stage in ("train", "val", "test")]
+    check(tmp_path, *nulls, "trainer.max_steps=5")
