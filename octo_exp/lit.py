@@ -1,5 +1,6 @@
 """The LightningModule: loss, step, metrics. It is given the net, the optimizer and what the net adds to the loss."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -92,9 +93,9 @@ class LitClassifier(LightningModule):
         """Return the logits."""
         return self.net(x)
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str, net: nn.Module | None = None) -> Tensor:
         images, labels = batch
-        logits = self.net(images)
+        logits = (net or self.net)(images)
         loss = F.cross_entropy(logits, labels)
         metric = self.accuracy[f"{stage}_acc"]
         metric.update(logits, labels)
@@ -125,8 +126,9 @@ class LitClassifier(LightningModule):
         metric.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log validation loss and accuracy."""
-        self._step(batch, "val")
+        """Log validation loss and accuracy; before any training, of a copy that takes its ranges from the batch."""
+        untrained = self._trainer is not None and self.trainer.sanity_checking
+        self._step(batch, "val", copy.deepcopy(self.net).train() if untrained else None)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log test loss and accuracy."""

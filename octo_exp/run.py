@@ -15,15 +15,14 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from octo_exp import folder as folders
 from octo_exp import identity, results
 from octo_exp.assemble import (
     build_module,
     build_trainer,
-    check_optim,
-    check_trainer,
+    check_settings,
     choice,
     construct,
     fitted,
@@ -36,7 +35,6 @@ from octo_exp.base.failures import told, write_failure
 from octo_exp.base.files import write_json, write_text
 from octo_exp.base.lock import hold
 from octo_exp.callbacks.record import RunRecord
-from octo_exp.errors import UserError
 from octo_exp.stages import callback_results, facts, stages
 from octo_exp.start import config_of, given_keys, identity_of, is_inside, is_sweep, settings, write_command
 from octo_exp.tracking import WandbRun
@@ -99,12 +97,7 @@ class _Job:
     def __init__(self, cfg: DictConfig, *, shared: bool = False) -> None:
         check_targets(cfg)
         cfg = fitted(cfg, given_keys())
-        _check_one_process(cfg)
-        # What a setting is refused for is found before data are read and before a folder is touched; the scheme's not
-        # once a source is trained, which may be under a part of it.
-        construct("quant", cfg.quant)
-        check_trainer(cfg)
-        check_optim(cfg)
+        check_settings(cfg)
         self.source = _source(cfg)
         self.datamodule = construct("data", cfg.data, instantiate)
         told = None if self.source is None else self.source.identity
@@ -275,19 +268,6 @@ def _page(folder: Path, checkpoint: Path | None, *, continues: bool) -> dict[str
     page = {"id": page.get("id") or secrets.token_hex(4), "group": page.get("group") or sweep}
     write_json(file, page)
     return {**page, "resumed_from": None if checkpoint is None else str(checkpoint)}
-
-
-def _check_one_process(cfg: DictConfig) -> None:
-    """Refuse what would start other processes, or wait for them for ever."""
-    devices = cfg.trainer.get("devices", 1)
-    several = (isinstance(devices, int) and devices not in (0, 1)) or (
-        isinstance(devices, ListConfig) and len(devices) > 1
-    )
-    if several or cfg.trainer.get("num_nodes", 1) != 1:
-        raise UserError(
-            f"trainer.devices={devices}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: the data are in memory "
-            "and one process trains; set both to 1"
-        )
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from octo_exp.assemble import check_optim, check_trainer, fitted
-from octo_exp.assemble.optim import optimizer_of, schedule_of
-from octo_exp.errors import ConfigError
+from octo_exp.assemble import check_settings, fitted
+from octo_exp.assemble.optim import check_optim, optimizer_of, schedule_of
+from octo_exp.errors import ConfigError, UserError
 from octo_exp.trust import check_targets
 from tests.configs import CONF, composed
 
@@ -35,9 +35,15 @@ REFUSED = {
     "callbacks.checkpoint.monitor=val/f1": "^callbacks.checkpoint.monitor=val/f1: nothing logs it; choose one of train",
     "callbacks.checkpoint.mode=up": "^callbacks.checkpoint.mode=up: ",
     "callbacks=early_stop trainer.limit_val_batches=0": "^callbacks.early_stop.monitor=val/acc: trainer.limit_val",
+    "trainer.max_epochs=0": "^trainer.max_epochs=0 trains nothing, .* set test=false, or train a step$",
+    "trainer.limit_train_batches=0": "^trainer.limit_train_batches=0 trains nothing",
+    "trainer.devices=2": "^trainer.devices=2, ",
     "+callbacks.mine={every:3}": "^callbacks.mine: nothing says of which class it is; write callbacks.mine._target_=",
 }
 TAKEN = [
+    "trainer.max_epochs=0 quant=fp32",
+    "trainer.max_epochs=0 test=false",
+    "trainer.max_epochs=0 init_from=x",
     "trainer.deterministic=warn",
     "trainer.max_epochs=null trainer.max_steps=20",
     "+trainer.fast_dev_run=true +trainer.min_steps=2",
@@ -54,13 +60,12 @@ TAKEN = [
 def check(folder: Path, *settings: str) -> None:
     cfg = composed("logger=csv", *settings, save_dir=folder)
     check_targets(cfg)
-    check_trainer(cfg)
-    check_optim(cfg)
+    check_settings(cfg)
 
 
 @pytest.mark.parametrize("settings", REFUSED)
 def test_what_a_constructor_refuses_is_one_line_that_names_the_key(settings, tmp_path):
-    with pytest.raises(ConfigError, match=REFUSED[settings]) as caught:
+    with pytest.raises(UserError, match=REFUSED[settings]) as caught:
         check(tmp_path, *settings.split())
     assert "\n" not in str(caught.value)
 

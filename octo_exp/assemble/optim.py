@@ -54,7 +54,7 @@ def check_optim(cfg: DictConfig) -> None:
             "optim.scheduler=null"
         )
     schedule(optimizer, lambda: _SOME_STEPS)
-    construct("optim.scheduler", cfg.optim.scheduler, lambda node: _step(_made(node, optimizer, lambda: _SOME_STEPS)))
+    construct("optim.scheduler", cfg.optim.scheduler, lambda node: _step(_made(node, optimizer, _SOME_STEPS)))
 
 
 def _step(scheduler: Any) -> None:
@@ -70,7 +70,9 @@ def _part(node: DictConfig) -> Callable[..., Any]:
 
 def _scheduled(optim: DictConfig, optimizer: Optimizer, total_steps: Callable[[], int]) -> dict[str, Any]:
     node = optim.scheduler
-    scheduler = construct("optim.scheduler", node, lambda node: _made(node, optimizer, total_steps))
+    # Not inside of the constructor: what the count is refused for is none of the scheduler's arguments.
+    steps = total_steps() if _counts_steps(node) else None
+    scheduler = construct("optim.scheduler", node, lambda node: _made(node, optimizer, steps))
     config = {
         "scheduler": scheduler,
         "interval": optim.get("interval") or ("step" if _counts_steps(node) else "epoch"),
@@ -81,8 +83,8 @@ def _scheduled(optim: DictConfig, optimizer: Optimizer, total_steps: Callable[[]
     return config
 
 
-def _made(node: DictConfig, optimizer: Optimizer, total_steps: Callable[[], int]) -> Any:
-    more = {"total_steps": total_steps()} if _counts_steps(node) else {}
+def _made(node: DictConfig, optimizer: Optimizer, steps: int | None) -> Any:
+    more = {"total_steps": steps} if _counts_steps(node) else {}
     return _part(node)(optimizer, **more)
 
 

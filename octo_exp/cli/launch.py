@@ -1,5 +1,6 @@
 """Starts Hydra, guards each job, and turns what went wrong into lines and an exit code."""
 
+import contextlib
 import shlex
 import sys
 import traceback
@@ -61,7 +62,8 @@ def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Runs one job of Hydra's and returns its result, or None where it failed.
 
     A user's mistake becomes one line, a bug its traceback; both leave FAILURE_FILE in the job's folder, unless that is
-    another run's. Nothing is raised but Stopped, so that the other jobs of a sweep and the table at its end still come.
+    another run's. The job runs where the command was typed, also with hydra.job.chdir: so relative paths mean the same.
+    Nothing is raised but Stopped, so that the other jobs of a sweep and the table at its end still come.
     """
     state = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
@@ -73,7 +75,8 @@ def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     if fresh:
         (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
-        with signals.handled():
+        # hydra.job.chdir has moved into the folder; what a relative path means, a setting does not change.
+        with signals.handled(), contextlib.chdir(state.runtime.cwd):
             return job(cfg)
     except Exception as error:
         mistake = user_error(error)

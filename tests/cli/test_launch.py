@@ -83,6 +83,24 @@ def test_a_bug_keeps_its_traceback(train: Train) -> None:
     assert done.stderr.endswith("error: ZeroDivisionError: a bug\n")
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line(project: Path) -> None:
+    # Hydra is imported where this module stands for it.
+    code = "import os, signal, sys, types, runpy\n"
+    code += "class Finder:\n    def find_spec(self, name, *rest):\n"
+    code += "        if name == 'hydra': os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "sys.meta_path.insert(0, Finder()); runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was begun\n")
+
+
+def test_a_relative_path_means_the_same_where_hydra_changes_the_folder(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    done = train("hydra.job.chdir=true", "hydra.run.dir=here", "save_dir=there")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "there" / "results.json").is_file()
+
+
 @pytest.mark.parametrize("seed", [16, 17])
 def test_an_interrupt_is_one_line_and_exit_code_130(train: Train, seed: int) -> None:
     done = train(f"seed={seed}", "hydra.run.dir=here")
