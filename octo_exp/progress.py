@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 # A bar for anything shorter would only flicker.
@@ -15,13 +16,13 @@ _SECONDS_BETWEEN_DRAWINGS = 0.5
 
 def with_progress(items: Iterable[Any], title: str) -> Iterator[Any]:
     """Pass the items on; on a terminal, a bar appears after some seconds."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_interactive:
         yield from items
         return
     # Drawn here, not by a thread of rich's own, which would take time from what the items are for, or is being timed.
     bar = Progress(console=console, transient=True, auto_refresh=False)
-    task = bar.add_task(title, total=len(items) if hasattr(items, "__len__") else None)
+    task = bar.add_task(escape(title), total=len(items) if hasattr(items, "__len__") else None)
     due = time.monotonic() + _SECONDS_BEFORE_BAR
     try:
         for done, item in enumerate(items, start=1):

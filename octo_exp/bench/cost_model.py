@@ -144,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step = seconds(subject.step, options.rounds)
     priced = seconds(once(subject, base, energy), options.rounds)
     table.add_row("a run, once: trace, price, picture", f"{priced:.3f}", "")
-    Console().print(table)
+    Console(markup=False).print(table)
     share = priced / (step * (EPOCH // options.batch))
-    Console().print(
+    Console(markup=False).print(
         f"pricing / an epoch of {EPOCH:,} images: {share:.2%}; no hook runs in a training step ({step:.3f} s)"
     )
     return 0

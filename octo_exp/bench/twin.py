@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"quant={options.quant}: no layer is quantised, so there is nothing to compare")
     except UserError as error:
         return failed(error)
-    show(found, f"{' '.join(options.overrides)} quant={options.quant}: fast path and reference", Console())
+    show(found, f"{' '.join(options.overrides)} quant={options.quant}: fast path and reference", Console(markup=False))
     return 0 if all(comparison.holds for comparison in found) else 1
 
 
