@@ -180,6 +180,9 @@ RIGHT = {
     "--cfg job data=local": "--cfg job data=local",
     "--cfg job data=lost": "--cfg job data=lost",
     "-m -cd sweeps -cn transfer": "-m -cd sweeps -cn transfer",
+    # What only a swept group brings, Hydra does not find before the sweep.
+    "-m -cd sweeps -cn transfer data.root=x source.root=y": "-m -cd sweeps -cn transfer data.root=x ++source.root=y",
+    "-m model=vgg11 model.dropout=0.5 seed=1,2": "-m model=vgg11 model.dropout=0.5 seed=1,2",
     "-m -cd sweeps -cn transfer quant=int8 data@source=digits": None,
     "-cn train.yaml -cp conf": "-cn train.yaml -cp conf",
     # Not for us: Hydra answers.

@@ -134,7 +134,7 @@ def test_a_sweep_that_succeeds_ends_in_its_table(train: Train) -> None:
 
 
 def test_the_transfer_sweep_runs_every_pair_and_ends_in_its_matrix(train: Train, project: Path) -> None:
-    done = train("-m", "-cd", str(project / "sweeps"), "-cn", "transfer", "quant=fp32")
+    done = train("-m", "-cd", str(project / "sweeps"), "-cn", "transfer", "quant=fp32", "source.root=x")
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 jobs" in done.stdout
     assert "transfer, test/acc: lenet5, fp32" in done.stdout
