@@ -110,7 +110,7 @@ def test_a_divergence_counts_as_nothing_and_another_failure_stops(tmp_path, monk
         (["--rates", "nan"], "--rates nan: write numbers above 0"),
         (["--rules", "nonsense"], "--rules: 'nonsense' has no update of bias_only, full"),
         (["--rules", "full:sgd,full"], "--rules: 'full' has no optimizer of sgd, sgd_nomom"),
-        (["--rules", "full:adam"], "--rules: 'full:adam' has no optimizer of sgd, sgd_nomom"),
+        (["--rules", "full:adagrad"], "--rules: 'full:adagrad' has no optimizer of sgd, sgd_nomom"),
         (["--jobs", "0"], "--jobs 0: write 1 or more"),
         (["--seeds", "0"], "--seeds 0: write 1 or more"),
     ],
