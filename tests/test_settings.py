@@ -1,5 +1,6 @@
 """Settings reach the library or are refused by name, in one line, before data are read."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from octo_exp.assemble.optim import check_optim, optimizer_of, schedule_of
 from octo_exp.errors import ConfigError, UserError
 from octo_exp.trust import check_targets
 from tests.configs import CONF, composed
+from tests.run_helpers import SMALL, go
 
 STEP_LR = "optim.scheduler={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true}"
 REFUSED = {
@@ -123,3 +125,34 @@ def test_a_trainer_is_made_whatever_is_null(tmp_path):
     nulls = [f"trainer.{key}=null" for key in ("max_epochs", "precision", "log_every_n_steps", "num_sanity_val_steps")]
     nulls += [f"trainer.limit_{stage}_batches=null" for stage in ("train", "val", "test")]
     check(tmp_path, *nulls, "trainer.max_steps=5")
+
+
+def rates(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["lr-SGD"]) for row in csv.DictReader(file) if row.get("lr-SGD")]
+
+
+def test_a_schedule_by_epoch_is_stepped_by_epoch(tmp_path):
+    monitor = {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor", "logging_interval": "step"}
+    settings = ["optim=sgd", "optim/scheduler=step", "optim.scheduler.step_size=1", "optim.optimizer.lr=0.1"]
+    go(tmp_path, *SMALL, *settings, callbacks={"lr": monitor})
+    found = rates(tmp_path)
+    # Two epochs of as many steps.
+    assert found == pytest.approx([0.1] * (len(found) // 2) + [0.01] * (len(found) // 2))
+    assert len(found) >= 4
+
+
+def test_a_sanity_check_before_training_changes_nothing(tmp_path):
+    hashes = [
+        go(tmp_path / str(steps), *SMALL, "quant=octo", "data.epochs=1", f"trainer.num_sanity_val_steps={steps}")
+        for steps in (0, 2)
+    ]
+    assert hashes[0]["weights_sha256"] == hashes[1]["weights_sha256"]
+    assert hashes[0]["val/acc"] == hashes[1]["val/acc"]
+
+
+def test_a_validation_that_never_comes_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(UserError, match=r"`val_check_interval` .* must be less than or equal") as caught:
+        go(tmp_path, *SMALL, "trainer.val_check_interval=1000")
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
