@@ -16,6 +16,8 @@ from octo_exp.errors import ConfigError
 log = logging.getLogger(__name__)
 
 Make = Callable[[DictConfig], Any]
+# What other nodes are interpolated from, whether their own class takes it or not.
+_READ_BY_OTHERS = ("model", "data", "source")
 
 
 def plain(node: DictConfig) -> Any:
@@ -86,7 +88,7 @@ def fitted(cfg: DictConfig, given: Collection[str]) -> DictConfig:
     copy = cfg.copy()
     for key in given:
         place = key.removesuffix("._target_")
-        node = None if place == key else OmegaConf.select(copy, place)
+        node = None if place in (key, *_READ_BY_OTHERS) else OmegaConf.select(copy, place)
         known = arguments_of(node) if isinstance(node, DictConfig) else None
         for name in _given(node) if known is not None else ():
             if name not in known and f"{place}.{name}" not in given:
