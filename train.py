@@ -1,5 +1,10 @@
 """Trains, evaluates and accounts for one network: `python train.py --help`."""
 
+from octo_exp.base import signals
+
+# Hydra takes a while to import.
+signals.end_at_once()
+
 from pathlib import Path
 from typing import Any
 

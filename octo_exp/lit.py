@@ -1,5 +1,6 @@
 """The LightningModule: loss, step, metrics. It is given the net, the optimizer and what the net adds to the loss."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,12 @@ from octo_exp.errors import UserError
 
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
 Penalty = Callable[[nn.Module], Tensor | None]
+# (optimizer, total_steps) -> Lightning's `lr_scheduler`: scheduler, interval, frequency, monitor. total_steps() counts
+# the steps of the run.
+Schedule = Callable[[Optimizer, Callable[[], int]], dict[str, Any]]
+
+# What a fit logs, and a callback or a scheduler may follow.
+LOGGED = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 
 def warmup_cosine(
@@ -47,7 +54,7 @@ class LitClassifier(LightningModule):
         net: images [N, C, H, W] -> logits [N, classes].
         num_classes: of the data.
         optimizer: parameter groups -> optimizer.
-        scheduler: (optimizer, total_steps=) -> scheduler stepped every batch, or None.
+        scheduler: see `Schedule`; None: the rate stays.
         parameter_groups: net -> optimizer groups (LAC's parameters have a rate of their own).
         penalty: net -> what is added to the training loss, or None.
         trained: what of the net trains where that is not all, as plain values: a checkpoint goes on only where it was
@@ -65,7 +72,7 @@ class LitClassifier(LightningModule):
         net: nn.Module,
         num_classes: int,
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler] | None,
+        scheduler: Schedule | None,
         parameter_groups: ParameterGroups,
         penalty: Penalty,
         trained: list[Any] | None = None,
@@ -86,9 +93,9 @@ class LitClassifier(LightningModule):
         """Return the logits."""
         return self.net(x)
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str, net: nn.Module | None = None) -> Tensor:
         images, labels = batch
-        logits = self.net(images)
+        logits = (net or self.net)(images)
         loss = F.cross_entropy(logits, labels)
         metric = self.accuracy[f"{stage}_acc"]
         metric.update(logits, labels)
@@ -119,8 +126,9 @@ class LitClassifier(LightningModule):
         metric.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log validation loss and accuracy."""
-        self._step(batch, "val")
+        """Log validation loss and accuracy; before any training, of a copy that takes its ranges from the batch."""
+        untrained = self._trainer is not None and self.trainer.sanity_checking
+        self._step(batch, "val", copy.deepcopy(self.net).train() if untrained else None)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log test loss and accuracy."""
@@ -141,14 +149,11 @@ class LitClassifier(LightningModule):
         self.accuracy["train_acc"]._update_count = 1
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer and its per-step scheduler."""
+        """Return the optimizer and its schedule."""
         optimizer = self._optimizer(self._parameter_groups(self.net))
         if self._scheduler is None:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = self._scheduler(optimizer, total_steps=total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer, self._total_steps)}
 
-    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Step the scheduler; Lightning calls it after every batch."""
-        scheduler.step()
+    def _total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)

@@ -71,7 +71,7 @@ def cost_table(report: CostReport) -> Table:
 def text_of(table: Table) -> str:
     """The table as plain text, for a log file."""
     file = StringIO()
-    Console(file=file, width=140, color_system=None).print(table)
+    Console(file=file, width=140, color_system=None, markup=False).print(table)
     return file.getvalue()
 
 

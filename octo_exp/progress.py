@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 # A bar for anything shorter would only flicker.
@@ -18,13 +19,13 @@ def with_progress(items: Iterable[Any], title: str, total: int | None = None) ->
 
     `total` counts the items where they have no length of their own.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_interactive:
         yield from items
         return
     # Drawn here, not by a thread of rich's own, which would take time from what the items are for, or is being timed.
     bar = Progress(console=console, transient=True, auto_refresh=False)
-    task = bar.add_task(title, total=len(items) if hasattr(items, "__len__") else total)
+    task = bar.add_task(escape(title), total=len(items) if hasattr(items, "__len__") else total)
     due = time.monotonic() + _SECONDS_BEFORE_BAR
     try:
         for done, item in enumerate(items, start=1):

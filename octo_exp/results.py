@@ -39,7 +39,7 @@ def write(folder: Path, content: Mapping[str, Any], *, file: str = FILE) -> None
 
 def say(message: str) -> None:
     """Tell the user one line on stdout, as it is: brackets in it are no markup."""
-    Console(soft_wrap=True).print(message, highlight=False, markup=False)
+    Console(soft_wrap=True, markup=False).print(message, highlight=False)
 
 
 def show(folder: Path, content: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def show(folder: Path, content: Mapping[str, Any]) -> None:
     table.add_column("value", justify="right")
     for label, value in _lines(content):
         table.add_row(label, value)
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     say(f"results: {folder / FILE}")
     if (folder / "wandb").is_dir():

@@ -15,20 +15,28 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from octo_exp import folder as folders
 from octo_exp import identity, results
-from octo_exp.assemble import build_module, build_trainer, check_trainer, choice, replaced, resolved
+from octo_exp.assemble import (
+    build_module,
+    build_trainer,
+    check_settings,
+    choice,
+    construct,
+    fitted,
+    replaced,
+    resolved,
+)
 from octo_exp.base import signals
 from octo_exp.base.failures import FILE as FAILURE_FILE
-from octo_exp.base.failures import write_failure
+from octo_exp.base.failures import told, write_failure
 from octo_exp.base.files import write_json, write_text
 from octo_exp.base.lock import hold
 from octo_exp.callbacks.record import RunRecord
-from octo_exp.errors import UserError
 from octo_exp.stages import callback_results, facts, stages
-from octo_exp.start import config_of, identity_of, is_inside, is_sweep, settings, write_command
+from octo_exp.start import config_of, given_keys, identity_of, is_inside, is_sweep, settings, write_command
 from octo_exp.tracking import WandbRun
 from octo_exp.trust import check_targets
 
@@ -88,11 +96,10 @@ class _Job:
 
     def __init__(self, cfg: DictConfig, *, shared: bool = False) -> None:
         check_targets(cfg)
-        _check_one_process(cfg)
-        # Refused now, not once a source is trained, which may be under a part of it.
-        instantiate(cfg.quant, _convert_="all")
+        cfg = fitted(cfg, given_keys())
+        check_settings(cfg)
         self.source = _source(cfg)
-        self.datamodule = instantiate(cfg.data)
+        self.datamodule = construct("data", cfg.data, instantiate)
         told = None if self.source is None else self.source.identity
         self.identity = identity_of(cfg, self.datamodule, told)
         self.cfg, self.folder = cfg, Path(cfg.save_dir)
@@ -101,6 +108,7 @@ class _Job:
         if shared:
             self._wait = lambda owner: results.say(f"{self.folder}: waiting for {owner}")
         self._shared = shared
+        self._record: RunRecord | None = None
         if not cfg.train and folders.holds_training(self.folder):
             # Beside what was trained, never over it.
             self.folder = self.folder / folders.EVALUATIONS / self.identity["fingerprint"]
@@ -121,10 +129,9 @@ class _Job:
                 return found
             folders.check_places(self.folder)
             checkpoint = self._decided()
-            # What a setting is refused for is found before anything is changed.
-            check_trainer(self.cfg)
             try:
-                return self._owned(checkpoint)
+                with told(lambda: self._record is not None and self._record.began):
+                    return self._owned(checkpoint)
             except Exception as error:
                 failure = write_failure(self.folder, error, settings())
                 if failure is not None:
@@ -199,7 +206,7 @@ class _Job:
         built = build_module(cfg, self.datamodule)
         for line in built.verdict.lines() if built.verdict is not None else ():
             results.say(line)
-        record = RunRecord(identity=self.identity, continues=continues)
+        record = self._record = RunRecord(identity=self.identity, continues=continues)
         trainer, callbacks = build_trainer(cfg, built, record, _page(self.folder, checkpoint, continues=continues))
         # Integers are no parameters: they are counted while they are floats.
         parameters = sum(p.numel() for p in built.module.net.parameters())
@@ -244,7 +251,7 @@ def _source(cfg: DictConfig) -> _Job | None:
     copy = replaced(cfg, data=source, source=None, init_from=None, train=True, quant=quant, resume=None)
     # Another node stands at `data` now, and interpolations say something else.
     check_targets(copy)
-    mark = identity_of(copy, instantiate(copy.data), None)["fingerprint"][:8]
+    mark = identity_of(copy, construct("source", copy.data, instantiate), None)["fingerprint"][:8]
     name = f"{source.name}-{choice('model', cfg)}-{quant.name}-s{cfg.seed}-{mark}"
     folder = Path(cfg.save_dir).parent / "_sources" / name
     return _Job(replaced(copy, save_dir=str(folder)), shared=True)
@@ -261,19 +268,6 @@ def _page(folder: Path, checkpoint: Path | None, *, continues: bool) -> dict[str
     page = {"id": page.get("id") or secrets.token_hex(4), "group": page.get("group") or sweep}
     write_json(file, page)
     return {**page, "resumed_from": None if checkpoint is None else str(checkpoint)}
-
-
-def _check_one_process(cfg: DictConfig) -> None:
-    """Refuse what would start other processes, or wait for them for ever."""
-    devices = cfg.trainer.get("devices", 1)
-    several = (isinstance(devices, int) and devices not in (0, 1)) or (
-        isinstance(devices, ListConfig) and len(devices) > 1
-    )
-    if several or cfg.trainer.get("num_nodes", 1) != 1:
-        raise UserError(
-            f"trainer.devices={devices}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: the data are in memory "
-            "and one process trains; set both to 1"
-        )
 
 
 @contextlib.contextmanager

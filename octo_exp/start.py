@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from octo_exp import identity
 from octo_exp.assemble import replaced, resolved
 from octo_exp.base.files import expanded, write_text
-from octo_exp.cli.resume import given_beside, taken
+from octo_exp.cli.resume import given_beside, key_of, taken
 from octo_exp.errors import UserError
 from octo_exp.folder import CONFIG, RefusedError, checkpoint_path, newest
 from octo_exp.weights import given as given_weights
@@ -145,6 +145,11 @@ def settings() -> list[str]:
     """Return what the command gave; outside of Hydra there is no command. To go on is no property of the run."""
     given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return [word for word in given if not word.lstrip("+").startswith("resume=")]
+
+
+def given_keys() -> list[str]:
+    """Return the keys that the command gave; outside of Hydra there is none."""
+    return [key_of(word) for word in settings()]
 
 
 def write_command(folder: Path) -> None:

@@ -61,7 +61,9 @@ def measure(overrides: Sequence[str], *, methods: Sequence[str], seeds: int, sha
         makers = _makers(problem, budget, Path(folder))
         jobs = [(method, seed) for method in methods for seed in range(seeds)]
         runs: dict[str, list[tuple[float, int, float]]] = {method: [] for method in methods}
-        for method, seed in track(jobs, description="searching", console=Console(stderr=True), transient=True):
+        for method, seed in track(
+            jobs, description="searching", console=Console(stderr=True, markup=False), transient=True
+        ):
             start = time.perf_counter()
             found, priced = _best(makers[method](seed))
             runs[method].append((abs(found - best) / abs(best), priced, time.perf_counter() - start))
@@ -139,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("--seeds must be at least 1 and --share in 0..1")
         result = measure(options.overrides, methods=methods, seeds=options.seeds, share=options.share)
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
-        return 1
-    show(result, Console())
+        Console(stderr=True, markup=False).print(f"error: {error}", style="red", highlight=False)
+        return error.exit_code
+    show(result, Console(markup=False))
     if options.json is not None:
         return keep(options.json, result)
     return 0

@@ -219,10 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rules, rates = _names(options.rules), _rates(options.rates)
         jobs, seeds = _at_least_one("jobs", options.jobs), _at_least_one("seeds", options.seeds)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Progress(console=Console(stderr=True, markup=False), transient=True) as progress:
             run = runner(options.folder, others, jobs=jobs, progress=progress)
             rows = study(run, sets=sets or ["flowers5_32"], rules=rules, rates=rates, seeds=range(seeds))
-        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console = Console(markup=False) if sys.stdout.isatty() else Console(width=200, markup=False)
         show(rows, console)
         path = options.folder / "compare_updates.json"
         write_json(path, {"overrides": others, "rows": rows}, remedy="give another --folder")

@@ -232,7 +232,7 @@ class _Bar:
         from rich.console import Console
         from rich.progress import Progress
 
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         self._progress = Progress(console=console, transient=True) if console.is_terminal else None
         self._started = time.monotonic()
         self._task: Any = None

@@ -91,8 +91,8 @@ def show(folder: Path, content: Mapping[str, Any]) -> None:
         table.add_row(*[_text(name, value) for name, value in row.items()])
     subject = f"{content['model']} on {content['data']}, quant={content['quant']}, batch {content['batch_size']}"
     say(f"{subject}: {front if several else 'best designs'}")
-    console = Console()
-    (console if console.is_terminal else Console(width=_FILE_WIDTH)).print(table)
+    console = Console(markup=False)
+    (console if console.is_terminal else Console(width=_FILE_WIDTH, markup=False)).print(table)
     say(
         f"{content['method']} search: {content['priced']:,} of {content['feasible']:,} feasible designs in "
         f"{content['seconds']:.2f} s; counted as {content['convention']}, {content['config']['grad_input_form']}"
@@ -105,7 +105,7 @@ def show(folder: Path, content: Mapping[str, Any]) -> None:
 
 def say(message: str) -> None:
     """Tell the user one line on stdout."""
-    Console(soft_wrap=True).print(message, highlight=False, markup=False)
+    Console(soft_wrap=True, markup=False).print(message, highlight=False)
 
 
 def _text(name: str, value: Any) -> str:

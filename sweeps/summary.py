@@ -270,7 +270,7 @@ def _text(value: object) -> str:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+    return Console(markup=False) if sys.stdout.isatty() else Console(width=_FILE_WIDTH, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -84,7 +84,7 @@ def test_what_was_quantised_without_training_is_exported(trained, tmp_path, caps
     assert content["graph_sha256"] == hashlib.sha256((folder / GRAPH_FILE).read_bytes()).hexdigest()
     # A run that trains has weights of its own, or none.
     edited(folder, "train", True)
-    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert main(["format=mcu", f"run={folder}"]) == 2
     assert "holds no checkpoints/last.ckpt" in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_config_is_named_with_its_run(trained, tmp_path,
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
     edited(folder, "model.hidden", 77)
-    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert main(["format=mcu", f"run={folder}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: run={folder}: ")
     assert said.endswith("; give a folder whose config.yaml and checkpoint are of one run\n")
@@ -125,7 +125,7 @@ def test_an_export_takes_the_graph_of_its_own_run_alone(trained, tmp_path, capsy
     own = json.loads((tmp_path / "own.pkl.json").read_text())
     assert (own["graph"], own["calibration"], own["logits_identical_to_run"]) == ("ptq", None, True)
     assert own["graph_sha256"] == hashlib.sha256((folder / GRAPH_FILE).read_bytes()).hexdigest()
-    assert main(["format=mcu", f"run={folder}", "calibration.images=9", f"output={tmp_path / 'other.pkl'}"]) == 1
+    assert main(["format=mcu", f"run={folder}", "calibration.images=9", f"output={tmp_path / 'other.pkl'}"]) == 2
     assert "holds its int8 graph already; leave calibration.* out" in capsys.readouterr().err
     # Another run in the same folder: what lies there is not its graph.
     assert "float/test/acc" not in go(folder, "quant=fp32", "trainer.max_epochs=1", "seed=1")
@@ -155,10 +155,10 @@ def test_a_config_that_is_none_of_a_run_is_one_line(trained, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
     edited(folder, "quant.calibration.images", 0)
-    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert main(["format=mcu", f"run={folder}"]) == 2
     assert capsys.readouterr().err.endswith("calibration.images=0: it must be a whole number of at least 1\n")
     (folder / "config.yaml").write_text("seed: 0\n")
-    assert main(["format=mcu", f"run={folder}"]) == 1
+    assert main(["format=mcu", f"run={folder}"]) == 2
     assert "config.yaml has no data; give the folder of a run" in capsys.readouterr().err
 
 

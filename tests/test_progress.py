@@ -20,7 +20,7 @@ def screen(monkeypatch) -> io.StringIO:
     """What a terminal gets, at a clock that goes on by 1/64 s a look."""
     monkeypatch.setenv("TERM", "xterm")
     text, clock = io.StringIO(), itertools.count()
-    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=text, force_terminal=True, width=80))
+    monkeypatch.setattr(progress, "Console", lambda stderr, markup: Console(file=text, force_terminal=True, width=80))
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock) / 64))
     return text
 
@@ -60,7 +60,7 @@ def test_what_has_no_length_has_a_bar_as_well(screen, updates):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_off_a_terminal_and_on_one_that_cannot_draw_there_is_no_bar(screen, monkeypatch, terminal):
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=terminal))
+    monkeypatch.setattr(progress, "Console", lambda stderr, markup: Console(file=screen, force_terminal=terminal))
     assert list(with_progress(range(400), "decoding")) == list(range(400))
     assert screen.getvalue() == ""
 

@@ -327,7 +327,7 @@ def test_an_export_of_anybodys_folder_refuses(key, target, victim, tmp_path, cap
     cfg = hostile(composed(*SMALL, save_dir=folder), key, target, str(victim))
     cfg.trust = ["torch"]
     OmegaConf.save(cfg, folder / "config.yaml")
-    assert export(["format=mcu", f"run={folder}"]) == 1
+    assert export(["format=mcu", f"run={folder}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: run={folder}: config.yaml: {key}._target_={target} was not run")
     assert error.count("\n") == 1

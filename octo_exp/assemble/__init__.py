@@ -1,16 +1,20 @@
 """From a config to objects: the quantised net in its LightningModule, the loggers, the trainer."""
 
+from octo_exp.assemble.check import check_settings
 from octo_exp.assemble.config import choice, replaced, resolved
+from octo_exp.assemble.construct import construct, fitted
 from octo_exp.assemble.module import Built, build_module
 from octo_exp.assemble.nets import quantize_net, speed_guard
-from octo_exp.assemble.trainer import build_trainer, check_trainer
+from octo_exp.assemble.trainer import build_trainer
 
 __all__ = [
     "Built",
     "build_module",
     "build_trainer",
-    "check_trainer",
+    "check_settings",
     "choice",
+    "construct",
+    "fitted",
     "quantize_net",
     "replaced",
     "resolved",

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from octo_exp.assemble.construct import construct
 from octo_exp.assemble.nets import float_net, native_net
+from octo_exp.assemble.optim import optimizer_of, schedule_of
 from octo_exp.assemble.update import update_rule, what_trains
 from octo_exp.kernels.api import products, resolve_impl
 from octo_exp.lit import LitClassifier
@@ -56,7 +57,7 @@ class Built:
 
 def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     """Net, quantised, with the weights it starts from; checked against the data before anything is trained."""
-    scheme = instantiate(cfg.quant, _convert_="all")
+    scheme = construct("quant", cfg.quant)
     impl = resolve_impl(cfg.kernel.impl, _device_type(cfg))
     multiplier = products(impl, _device_type(cfg))
     log.info("kernel implementation: %s; int8 products: %s", impl, multiplier)
@@ -73,8 +74,8 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     module = LitClassifier(
         net=net,
         num_classes=datamodule.classes,
-        optimizer=instantiate(cfg.optim.optimizer) if rule is None else partial(rule.build_optimizer, net),
-        scheduler=instantiate(cfg.optim.scheduler),
+        optimizer=optimizer_of(cfg) if rule is None else partial(rule.build_optimizer, net),
+        scheduler=schedule_of(cfg),
         parameter_groups=parameter_groups if rule is None else rule.parameter_groups,
         penalty=compensation_penalty,
         trained=None if rule is None else what_trains(net),

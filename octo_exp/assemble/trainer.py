@@ -7,15 +7,15 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from octo_exp.assemble.config import choice, replaced, resolved
+from octo_exp.assemble.construct import construct
 from octo_exp.assemble.module import Built
-from octo_exp.base.failures import message_of, user_error
+from octo_exp.assemble.monitors import check_monitors
 from octo_exp.callbacks.record import RunRecord
 from octo_exp.callbacks.steps import StepClock
 from octo_exp.checkpoint import WholeCheckpointIO
-from octo_exp.errors import UserError
 from octo_exp.loops import make_exact
 from octo_exp.tracking import default_mode
 
@@ -29,50 +29,59 @@ def build_trainer(
     """
     if built.verdict is not None and built.verdict.whole == "bf16":
         cfg = replaced(cfg, trainer=replaced(cfg.trainer, precision="bf16-mixed"))
-    nodes: Mapping[str, Any] = cfg.get("callbacks") or {}
-    callbacks: dict[str, Any] = {name: instantiate(node, _convert_="all") for name, node in nodes.items() if node}
-    if not cfg.trainer.enable_progress_bar:
-        callbacks.pop("progress", None)
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[StepClock(clock=built.clock), record, *callbacks.values()],
-        logger=_loggers(cfg, page) or False,
-        default_root_dir=cfg.save_dir,
-        plugins=[WholeCheckpointIO()],
+    callbacks = _callbacks(cfg)
+    trainer = _trainer(
+        cfg, [StepClock(clock=built.clock), record, *callbacks.values()], _logged(cfg, _loggers(cfg, page))
     )
     return make_exact(trainer), callbacks
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Make callbacks, loggers and trainer once, to no use: what they refuse is found before a folder is touched.
+    """Make callbacks, loggers and trainer once, to no use: what they refuse is found before anything is read.
 
-    UserError in one line, also for what Lightning itself refuses.
+    ConfigError in one line, also for what Lightning itself refuses.
     """
-    try:
-        for node in (*(cfg.get("callbacks") or {}).values(), *(cfg.get("logger") or {}).values()):
-            if node:
-                page: dict[str, str | None] = {}
-                instantiate(_wandb_node(cfg, node, page) if _is_wandb(node) else node, _convert_="all")
-        instantiate(cfg.trainer, logger=False, enable_checkpointing=False, default_root_dir=cfg.save_dir)
-    except Exception as error:
-        mistake = user_error(error)
-        if mistake is not None:
-            raise mistake from error
-        cause = error.__cause__ or error
-        raise UserError(f"callbacks, logger or trainer: {message_of(cause)}; correct the setting") from error
+    callbacks = _callbacks(cfg)
+    check_monitors(cfg, callbacks)
+    _loggers(cfg, {})
+    _trainer(cfg, list(callbacks.values()), [])
+
+
+def _trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
+    plugins = {"plugins": [*_plugins(cfg), WholeCheckpointIO()]}
+    given = {"callbacks": callbacks, "logger": loggers or False, "default_root_dir": cfg.save_dir, **plugins}
+    # The run's own objects are no part of the node: Hydra would look into them.
+    return construct("trainer", cfg.trainer, lambda node: instantiate(node, _convert_="all", _partial_=True)(**given))
+
+
+def _plugins(cfg: DictConfig) -> list[Any]:
+    found = cfg.trainer.get("plugins")
+    nodes = found if isinstance(found, ListConfig) else [found] if found else []
+    return [construct("trainer.plugins", node) if isinstance(node, DictConfig) else node for node in nodes]
+
+
+def _callbacks(cfg: DictConfig) -> dict[str, Any]:
+    nodes = {name: node for name, node in (cfg.get("callbacks") or {}).items() if node}
+    if not cfg.trainer.get("enable_progress_bar", True):
+        nodes.pop("progress", None)
+    return {str(name): construct(f"callbacks.{name}", node) for name, node in nodes.items()}
 
 
 def _is_wandb(node: DictConfig) -> bool:
-    return str(node.get("_target_")).endswith((".WandbRun", ".WandbLogger"))
+    return isinstance(node, DictConfig) and str(node.get("_target_")).endswith((".WandbRun", ".WandbLogger"))
 
 
 def _loggers(cfg: DictConfig, page: Mapping[str, str | None]) -> list[Logger]:
     # The run prints its own table; W&B's summary of the same numbers would scroll it away.
     os.environ.setdefault("WANDB_SILENT", "true")
-    loggers = []
-    for node in (cfg.get("logger") or {}).values():
-        if node:
-            loggers.append(instantiate(_wandb_node(cfg, node, page) if _is_wandb(node) else node))
+    nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node}
+    return [
+        construct(f"logger.{name}", _wandb_node(cfg, node, page) if _is_wandb(node) else node)
+        for name, node in nodes.items()
+    ]
+
+
+def _logged(cfg: DictConfig, loggers: list[Logger]) -> list[Logger]:
     for logger in loggers:
         logger.log_hyperparams(resolved(cfg))
     return loggers

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from torch import nn
 
@@ -69,10 +70,10 @@ def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule
 
 def _bar(names: Sequence[str]) -> Iterator[str]:
     """Pass the names of probes on, a bar beside them."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True, markup=False), transient=True) as progress:
         task = progress.add_task("scheme search", total=len(names))
         for name in names:
-            progress.update(task, description=f"scheme search: {name}")
+            progress.update(task, description=escape(f"scheme search: {name}"))
             yield name
             progress.advance(task)
 

@@ -1,7 +1,9 @@
 """Signals that end a run: told at once where nothing is lost by it, at the end of a step where something would be."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -42,6 +44,18 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
 
+def end_at_once() -> None:
+    """Let SIGINT end the process in one line until `handled`: while modules are imported nothing is begun."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # An exception would come out of the middle of an import, which may catch it.
+    os.write(sys.stderr.fileno(), b"interrupted; nothing was begun\n")
+    os._exit(128 + number)
+
+
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Turn SIGTERM, SIGINT and Slurm's warnings into `Stopped` for the length of the block.
@@ -52,6 +66,8 @@ def handled() -> Iterator[None]:
     if _Asked.installed or threading.current_thread() is not threading.main_thread():
         yield
         return
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = (signal.SIGTERM, signal.SIGINT, *_WARNINGS)
     free = [number for number in wanted if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)]
     before = {number: signal.signal(number, _on_signal) for number in free}

@@ -33,8 +33,8 @@ def batch_sizes(text: str) -> list[int]:
 
 def failed(error: UserError) -> int:
     """Say what is wrong; return the exit code."""
-    Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
-    return 1
+    Console(stderr=True, markup=False).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+    return error.exit_code
 
 
 def report(
@@ -46,8 +46,8 @@ def report(
         result = measure()
     except UserError as error:
         return failed(error)
-    console = Console()
-    show(result, console if console.is_terminal else Console(width=120))
+    console = Console(markup=False)
+    show(result, console if console.is_terminal else Console(width=120, markup=False))
     if options.json is not None:
         return keep(options.json, result)
     return 0

@@ -21,7 +21,7 @@ from rich.table import Table
 from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build, config
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.hw import (
     DATAFLOWS,
     EnergyTable,
@@ -72,7 +72,7 @@ def check(workload: Workload, base: HardwareProfile) -> None:
         shape = {"rows": machines.rows, "cols": machines.cols, "dataflow": machines.dataflow}
         found = gemm_cycles(gemm.m, gemm.n, gemm.k, **shape, convention="exact")[place, 0]
         if found != plain_cycles(gemm, rows, cols, DATAFLOWS[code]):
-            raise UserError(f"the vectorized model is wrong: {gemm} on {rows}x{cols} {DATAFLOWS[code]}: {found}")
+            raise FailedError(f"the vectorized model is wrong: {gemm} on {rows}x{cols} {DATAFLOWS[code]}: {found}")
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
@@ -144,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step = seconds(subject.step, options.rounds)
     priced = seconds(once(subject, base, energy), options.rounds)
     table.add_row("a run, once: trace, price, picture", f"{priced:.3f}", "")
-    Console().print(table)
+    Console(markup=False).print(table)
     share = priced / (step * (EPOCH // options.batch))
-    Console().print(
+    Console(markup=False).print(
         f"pricing / an epoch of {EPOCH:,} images: {share:.2%}; no hook runs in a training step ({step:.3f} s)"
     )
     return 0

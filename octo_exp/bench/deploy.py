@@ -25,7 +25,7 @@ from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import describe, in_turns, machine, pairwise_ratio
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.deploy import IntegerNet
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.posttraining import quantized_by
 
 SUBJECTS = ("integers", "onnxruntime", "float")
@@ -80,7 +80,7 @@ def check(subjects: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor) ->
     ours, theirs = (subjects[name](images).argmax(1) for name in SUBJECTS[:2])
     same = float((ours == theirs).float().mean())
     if same < _AGREEMENT:
-        raise UserError(f"integers and onnxruntime agree on {same:.1%} of the images: nothing is timed")
+        raise FailedError(f"integers and onnxruntime agree on {same:.1%} of the images: nothing is timed")
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from octo_exp.bench.subjects import Subject
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError
 
 # Least cosine between a subject's gradients and those of fp32, over all parameters both have. Rounding flips ReLUs, and
 # on untrained nets with norms that alone turns the gradient (bf16 to .94, int8 to .75): this finds a wrong net, a lost
@@ -37,7 +37,7 @@ def check_same_step(subjects: Sequence[Subject]) -> None:
         cosine = float(torch.dot(ours, theirs) / (ours.norm() * theirs.norm()))
         length = float(ours.norm() / theirs.norm())
         if cosine < _LEAST_COSINE[kind] or not 0.8 < length < 1.25 or abs(float(other_loss - loss)) > 0.1 * float(loss):
-            raise UserError(
+            raise FailedError(
                 f"{subject.name} does not compute the step of fp32 (loss {float(other_loss):.4f} against "
                 f"{float(loss):.4f}, gradients: cosine {cosine:.4f}, length {length:.3f}): nothing is printed"
             )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError
 from octo_exp.kernels import api, fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
@@ -150,7 +150,7 @@ def check(case: Case, impl: str) -> None:
     fast, slow = case.run(impl), case.run("reference")
     pairs = zip(fast, slow, strict=True) if isinstance(fast, tuple) else [(fast, slow)]
     if not all((a is None and b is None) or torch.equal(a, b) for a, b in pairs):
-        raise UserError(f"{case.name}: kernel={impl} differs from the reference: nothing is printed")
+        raise FailedError(f"{case.name}: kernel={impl} differs from the reference: nothing is printed")
 
 
 def measure(

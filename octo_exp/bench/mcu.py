@@ -26,7 +26,7 @@ from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import config
 from octo_exp.callbacks.memory import SavedTensors
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.ops import MODES, Conv
 from octo_exp.update.layer import LayerShape
@@ -90,7 +90,7 @@ def build(model: str, update: str, overrides: Sequence[str], *, mode: str, batch
 def check_same(reference: Subject, subject: Subject, name: str) -> None:
     """Raise UserError where logits, or gradients of what the subject trains, are not the reference's."""
     if not torch.equal(reference.backward(), subject.backward()):
-        raise UserError(f"{name} does not give the logits that it is compared with: nothing is printed")
+        raise FailedError(f"{name} does not give the logits that it is compared with: nothing is printed")
     kept = _kept_channels(subject.net)
     for (key, p), q in zip(reference.net.named_parameters(), subject.net.parameters(), strict=True):
         if not q.requires_grad:
@@ -99,7 +99,7 @@ def check_same(reference: Subject, subject: Subject, name: str) -> None:
         if q in kept:
             expected, found = (grad.index_select(*kept[q]) for grad in (expected, found))
         if not (found - expected).abs().sum() <= _GRADIENT_BUDGET * expected.abs().sum():
-            raise UserError(f"{name} has another gradient of {key} than it is compared with: nothing is printed")
+            raise FailedError(f"{name} has another gradient of {key} than it is compared with: nothing is printed")
 
 
 def _kept_channels(net: McuNet) -> dict[Tensor, tuple[int, Tensor]]:
@@ -132,7 +132,7 @@ def check_frozen(subject: Subject, name: str) -> None:
     first = trains.index(True) if True in trains else len(trains)
     kept = sum(saved_by_convs(subject)[:first])
     if kept:
-        raise UserError(f"{name}: frozen convolutions keep tensors, {kept} of them: nothing is printed")
+        raise FailedError(f"{name}: frozen convolutions keep tensors, {kept} of them: nothing is printed")
 
 
 def compare_modes(models: Sequence[str], overrides: Sequence[str], *, batch_size: int, rounds: int) -> dict[str, Any]:

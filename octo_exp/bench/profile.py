@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table("what", "ms", "share", title=title, caption=describe(machine()))
     for label, ms in sorted(spent.items(), key=lambda item: -item[1]):
         table.add_row(label, f"{ms:.1f}", f"{ms / spent['step']:.0%}")
-    Console().print(table)
+    Console(markup=False).print(table)
     return 0
 
 

@@ -76,7 +76,9 @@ def measure(
         counted = ["fp32", *schemes]
         result["growth_mib"] = {
             name: measure_growth(name, overrides, batch_size=batch_size, threads=torch.get_num_threads())
-            for name in track(counted, description="peak memory", console=Console(stderr=True), transient=True)
+            for name in track(
+                counted, description="peak memory", console=Console(stderr=True, markup=False), transient=True
+            )
         }
     return result
 

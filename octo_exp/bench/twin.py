@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from octo_exp.bench.command import failed
 from octo_exp.bench.subjects import Subject, build
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.nn.convert import set_impl
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.qtensor import QTensor
@@ -125,7 +125,7 @@ def check(subject: Subject) -> None:
     """Raise UserError with the layers' names where the fast path is not the reference's twin."""
     wrong = [comparison.layer for comparison in compare(subject) if not comparison.holds]
     if wrong:
-        raise UserError(f"{subject.name}: the fast path differs from the reference in {', '.join(wrong)}")
+        raise FailedError(f"{subject.name}: the fast path differs from the reference in {', '.join(wrong)}")
 
 
 def show(found: Sequence[Comparison], title: str, console: Console) -> None:
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"quant={options.quant}: no layer is quantised, so there is nothing to compare")
     except UserError as error:
         return failed(error)
-    show(found, f"{' '.join(options.overrides)} quant={options.quant}: fast path and reference", Console())
+    show(found, f"{' '.join(options.overrides)} quant={options.quant}: fast path and reference", Console(markup=False))
     return 0 if all(comparison.holds for comparison in found) else 1
 
 

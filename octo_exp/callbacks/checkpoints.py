@@ -96,7 +96,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there is something to compare."""
-        self._put_off = True
+        self._put_off = not trainer.sanity_checking
 
     def on_resume_point(self, trainer: Trainer, pl_module: LightningModule, *, stopping: bool) -> None:
         """Compare, and write where it is better."""

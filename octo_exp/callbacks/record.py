@@ -25,11 +25,12 @@ class RunRecord(Callback):
     Attributes:
         seconds: of training in earlier processes.
         metrics: the last value of every metric, of earlier processes.
+        began: whether a batch was trained or tested; what is refused before that has done nothing.
 
     """
 
     def __init__(self, *, identity: Mapping[str, Any], continues: bool) -> None:
-        self.seconds = 0.0
+        self.seconds, self.began = 0.0, False
         self.metrics: dict[str, float] = {}
         self._identity, self._continues = dict(identity), continues
         self._started = time.monotonic()
@@ -38,6 +39,12 @@ class RunRecord(Callback):
     def total_seconds(self) -> float:
         """Return the seconds since the run began, those of earlier processes included up to their checkpoints."""
         return self.seconds + time.monotonic() - self._started
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Note that the run has begun."""
+        self.began = True
+
+    on_test_batch_start = on_train_batch_start
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the history first, then note its length: a checkpoint never knows more than the files beside it."""

@@ -12,8 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from octo_exp.cli import resume
+from octo_exp.cli.effects import check_effects
 from octo_exp.cli.groups import check_group, group_line_for_hydra
-from octo_exp.cli.keys import KeyTree, check_key, missing_plus
+from octo_exp.cli.keys import KeyTree, check_key, made_nodes, missing_plus
 from octo_exp.cli.settings import Setting, check_sweep, parse, read_setting
 from octo_exp.cli.space import ConfigSpace, apply, check_complete, check_hydra, output_folder, resolved
 from octo_exp.cli.wording import one_line
@@ -67,7 +68,8 @@ def _check_settings(given: Sequence[Setting], flags: Namespace, space: ConfigSpa
         check_sweep(setting, multirun=multirun)
     runs = not (flags.help or flags.cfg)
     swept = _sweeper_settings(given, space) if multirun else []
-    cfg, keys = _check_variants([*swept, *given], space, complete=runs)
+    master = _master(given, space) if multirun else None
+    cfg, keys = _check_variants([*swept, *given], space, complete=runs, master=master)
     if runs and not multirun and cfg.hydra.sweeper.get("params"):
         raise ConfigError(f"'{space.config_name}' is a sweep: add -m to run it")
     if runs:
@@ -80,6 +82,12 @@ def _check_settings(given: Sequence[Setting], flags: Namespace, space: ConfigSpa
     # The sweeper's own keys come first, and Hydra has them already.
     rest = iter(keys[sum(not setting.is_group for setting in swept) :])
     return [group_line_for_hydra(s.override, space) if s.is_group else next(rest) for s in given]
+
+
+def _master(given: Sequence[Setting], space: ConfigSpace) -> KeyTree:
+    """Returns the keys of the config that Hydra composes before a sweep: no swept group is in it."""
+    groups = [s.override for s in given if s.is_group and not s.override.is_sweep_override()]
+    return KeyTree(space.compose([group_line_for_hydra(o, space) for o in groups], RunMode.MULTIRUN))
 
 
 def _sweeper_settings(given: Sequence[Setting], space: ConfigSpace) -> list[Setting]:
@@ -100,7 +108,9 @@ def _sweeper_settings(given: Sequence[Setting], space: ConfigSpace) -> list[Sett
     return settings
 
 
-def _check_variants(settings: Sequence[Setting], space: ConfigSpace, *, complete: bool) -> tuple[DictConfig, list[str]]:
+def _check_variants(
+    settings: Sequence[Setting], space: ConfigSpace, *, complete: bool, master: KeyTree | None
+) -> tuple[DictConfig, list[str]]:
     """Composes one config for each swept option, the others held at their first.
 
     Returns the config of all first values, and the lines of the keys for Hydra.
@@ -112,23 +122,39 @@ def _check_variants(settings: Sequence[Setting], space: ConfigSpace, *, complete
     results = []
     for variant in itertools.islice(itertools.chain([first], others), _MOST_VARIANTS):
         cfg = space.choose([group_line_for_hydra(value, space) for value in variant.values()])
-        results.append((cfg, _check_keys(keys, cfg, space)))
+        results.append((cfg, _check_keys(keys, cfg, space, master)))
         said = any(setting.key == "trust" for setting in keys)
         check_hydra(cfg, trust=packages_said(cfg.get("trust"), said=said))
         if complete:
-            check_complete(cfg)
+            values = check_complete(cfg)
+            # What a sweep of forms is for, is of use to one of them at least.
+            swept = any(setting.key.endswith(".form") and len(setting.values) > 1 for setting in keys)
+            check_effects([] if swept else [setting.key for setting in keys], values)
     return results[0]
 
 
-def _check_keys(keys: Sequence[Setting], cfg: DictConfig, space: ConfigSpace) -> list[str]:
-    """Checks every value of every key, then sets the first of each in `cfg`; returns the lines for Hydra."""
-    tree = KeyTree(cfg)
+def _check_keys(keys: Sequence[Setting], cfg: DictConfig, space: ConfigSpace, master: KeyTree | None) -> list[str]:
+    """Checks every value of every key, then sets the first of each in `cfg`; returns the lines for Hydra.
+
+    In a sweep, a key that its groups bring is forced: Hydra looks for it in `master`, which has none of them.
+    """
+    tree = KeyTree(cfg, made_nodes([(s.key, v.value()) for s in keys if not s.override.is_delete() for v in s.values]))
     for setting in keys:
         for value in setting.values:
             check_key(value, tree, space.groups)
     plus = [missing_plus(setting.values[0], tree) for setting in keys]
     apply([parse(f"{sign}{s.values[0].input_line}", space) for sign, s in zip(plus, keys, strict=True)], cfg)
+    if master is not None:
+        plus = [sign or _force(setting, master) for sign, setting in zip(plus, keys, strict=True)]
     return [f"{sign}{s.override.input_line}" for sign, s in zip(plus, keys, strict=True)]
+
+
+def _force(setting: Setting, master: KeyTree) -> str:
+    override = setting.override
+    if override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override():
+        return ""
+    place = master.place(override.key_or_group)
+    return "" if place.known or place.open else "++"
 
 
 def _check_folders(cfg: DictConfig, *, multirun: bool) -> None:

@@ -1,5 +1,6 @@
 """Starts Hydra, guards each job, and turns what went wrong into lines and an exit code."""
 
+import contextlib
 import shlex
 import sys
 import traceback
@@ -16,7 +17,7 @@ from octo_exp.base.failures import FILE as FAILURE_FILE
 from octo_exp.base.failures import message_of, user_error, write_failure
 from octo_exp.cli.arguments import check_arguments
 from octo_exp.cli.wording import one_line
-from octo_exp.errors import UserError
+from octo_exp.errors import FAILED, UserError
 
 INTERRUPTED = 130
 # A run that has begun has it.
@@ -33,8 +34,8 @@ _last_words: list[Callable[[], Any]] = []
 def launch(main: Callable[[], Any], *, config_dir: str | Path, config_name: str = "train") -> NoReturn:
     """Checks sys.argv, runs Hydra's `main` and exits.
 
-    0: all jobs succeeded; 1: one failed (in a single run, the error's own code); 2: wrong configuration; 130 and 143:
-    stopped by SIGINT and SIGTERM.
+    0: all jobs succeeded; else the largest of their codes, 2: the command line, a setting or what it names was refused,
+    1: a run failed that had begun, or a bug (`octo_exp.errors.UserError`); 130 and 143: stopped by SIGINT and SIGTERM.
     """
     for kept in (_exit_codes, _folders, _sweeps, _last_words):
         kept.clear()
@@ -61,7 +62,8 @@ def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Runs one job of Hydra's and returns its result, or None where it failed.
 
     A user's mistake becomes one line, a bug its traceback; both leave FAILURE_FILE in the job's folder, unless that is
-    another run's. Nothing is raised but Stopped, so that the other jobs of a sweep and the table at its end still come.
+    another run's. The job runs where the command was typed, also with hydra.job.chdir: so relative paths mean the same.
+    Nothing is raised but Stopped, so that the other jobs of a sweep and the table at its end still come.
     """
     state = HydraConfig.get()
     folder = Path(state.runtime.output_dir)
@@ -73,7 +75,8 @@ def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     if fresh:
         (folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
-        with signals.handled():
+        # hydra.job.chdir has moved into the folder; what a relative path means, a setting does not change.
+        with signals.handled(), contextlib.chdir(state.runtime.cwd):
             return job(cfg)
     except Exception as error:
         mistake = user_error(error)
@@ -81,7 +84,7 @@ def guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             traceback.print_exc()
         message = message_of(error)
         _say(f"job {state.job.num}: {message}" if multirun else message)
-        _exit_codes.append(1 if multirun or mistake is None else mistake.exit_code)
+        _exit_codes.append(FAILED if mistake is None else mistake.exit_code)
         # A job that has begun has told it itself.
         if fresh and not (folder / _CONFIG_FILE).exists():
             failure = write_failure(folder, error, list(state.overrides.task))
@@ -98,7 +101,7 @@ def _is_fresh(folder: Path) -> bool:
 
 def report_failures(number: int) -> None:
     """Tells that jobs failed which ran in other processes, where a launcher put them."""
-    _exit_codes.extend([1] * number)
+    _exit_codes.extend([FAILED] * number)
 
 
 def at_stop(tell: Callable[[], Any]) -> None:

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from octo_exp.cli.ranges import check_values
 from octo_exp.cli.wording import listed, one_line, unknown
 from octo_exp.errors import ConfigError
 from octo_exp.trust import check_targets
@@ -114,11 +115,16 @@ def job_part(cfg: DictConfig) -> DictConfig:
 
 
 def check_complete(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the job's config resolved; ConfigError for what must be given, or an interpolation that leads nowhere."""
+    """Returns the job's config resolved.
+
+    ConfigError for what must be given, an interpolation that leads nowhere, a value out of its range.
+    """
     missing = [key for key, value in _entries(OmegaConf.to_container(job_part(cfg), resolve=False)) if value == "???"]
     if missing:
         raise ConfigError(f"{listed(missing)} must be given: write {missing[0]}=<value>")
-    return resolved(cfg)
+    values = resolved(cfg)
+    check_values(values)
+    return values
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

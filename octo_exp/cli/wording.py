@@ -8,6 +8,8 @@ from octo_exp.errors import ConfigError
 
 _MOST_NAMES = 40
 _NEAR = 0.6
+# Of what is written where a new name may stand too: min_steps is none of max_steps.
+_NEARLY_SAME = 0.85
 _LEAF_WEIGHT = 0.9
 _WHOLE_WEIGHT = 0.75
 _PARTS = re.compile(r"[.@/]")
@@ -32,6 +34,14 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     others = [other for other in candidates if not name.startswith(other + ".")]
     best = max(others, key=lambda other: (_likeness(name, other), -len(other)), default=None)
     return best if best is not None and _likeness(name, best) >= _NEAR else None
+
+
+def near_miss(key: str, siblings: Iterable[str]) -> str | None:
+    """Returns the sibling that the last part of a dotted key is meant for beyond doubt; None if there is none."""
+    leaf = key.rpartition(".")[2].lower()
+    ratios = {name: SequenceMatcher(None, leaf, name.lower()).ratio() for name in siblings}
+    best = max(ratios, key=lambda name: ratios[name], default=None)
+    return best if best is not None and ratios[best] >= _NEARLY_SAME else None
 
 
 def _likeness(name: str, other: str) -> float:
@@ -84,9 +94,7 @@ def check_value(key: str, value: object, default: object) -> None:
     if expected is None:
         return
     if not _fits(value, expected):
-        raise ConfigError(
-            f"{key} expects {_EXPECTED[expected]}, got {_shown(value)} (the default is {_shown(default)})"
-        )
+        raise ConfigError(f"{key} expects {_EXPECTED[expected]}, got {shown(value)} (the default is {shown(default)})")
     if isinstance(value, list) and isinstance(default, list):
         _check_elements(key, value, default)
 
@@ -114,7 +122,8 @@ def _check_elements(key: str, value: Sequence[object], default: Sequence[object]
         check_value(f"{key}[{index}]", element, example)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Returns a value as a message shows it: as yaml writes it, text in quotes, a large mapping by its size."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping) and len(value) > 3:

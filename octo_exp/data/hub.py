@@ -107,10 +107,11 @@ def _load(hub: str) -> Any:
     import datasets
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from rich.console import Console
+    from rich.markup import escape
 
     disable_progress_bars()
     datasets.disable_progress_bars()
-    with Console(stderr=True).status(f"downloading {hub} from the hub"):
+    with Console(stderr=True, markup=False).status(escape(f"downloading {hub} from the hub")):
         return datasets.load_dataset(hub)
 
 

@@ -78,7 +78,7 @@ def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
     table.add_row(f"test images, class of the {run}'s", f"{same:,} of {images:,}")
     for key in ("bytes", "parameters", "macs", *found):
         table.add_row(key.replace("_", " "), _text(content[key]))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
 
@@ -86,7 +86,7 @@ def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
 def _rows(form: ModuleType, path: Path) -> None:
     """Print a format's own table, where it has one."""
     if hasattr(form, "table"):
-        console = Console() if sys.stdout.isatty() else Console(width=120)
+        console = Console(markup=False) if sys.stdout.isatty() else Console(width=120, markup=False)
         console.print(form.table(path))
 
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given in (["-h"], ["--help"]):
-        Console().print(__doc__, markup=False, highlight=False)
+        Console(markup=False).print(__doc__, highlight=False)
         return 0
     try:
         request = parse(given)

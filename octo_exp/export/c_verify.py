@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
 
@@ -78,7 +78,9 @@ def build(
     if done.returncode:
         lines = done.stderr.splitlines()
         said = next((line for line in lines if "error" in line), next(iter(lines), "no message"))
-        raise UserError(f"{source.name} does not verify: {command[0]} does not compile it ({said}); set CC to another")
+        raise FailedError(
+            f"{source.name} does not verify: {command[0]} does not compile it ({said}); set CC to another"
+        )
 
 
 def run(program: Path, codes: Tensor, classes: int) -> Tensor:
@@ -87,11 +89,11 @@ def run(program: Path, codes: Tensor, classes: int) -> Tensor:
     try:
         done = subprocess.run([str(program)], input=images.tobytes(), capture_output=True, check=False)
     except OSError as error:
-        raise UserError(f"{program} cannot run ({error.strerror}); set TMPDIR to a folder for programs") from error
+        raise FailedError(f"{program} cannot run ({error.strerror}); set TMPDIR to a folder for programs") from error
     if done.returncode or len(done.stdout) != len(codes) * classes:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         reason = next((line for line in said if "error" in line), f"exit code {done.returncode}")
-        raise UserError(f"the compiled C file does not run to its end ({reason}); set CC to another compiler")
+        raise FailedError(f"the compiled C file does not run to its end ({reason}); set CC to another compiler")
     return torch.frombuffer(bytearray(done.stdout), dtype=torch.int8).reshape(len(codes), classes)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError
 from octo_exp.export.graph import Graph
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.heads import FloatHead
@@ -40,9 +40,9 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
         for x, _ in graph.batches():
             made = [net(x) for net in expected]
             if not all(torch.equal(net(x), logits) for net, logits in zip(nets, made, strict=True)):
-                raise UserError(f"{name}{SUFFIX} does not verify: read back, it gives other logits; nothing is kept")
+                raise FailedError(f"{name}{SUFFIX} does not verify: read back, it gives other logits; nothing is kept")
             if exact and not torch.equal(own(x), made[-1]):
-                raise UserError(f"{name}{SUFFIX} does not verify: its logits are not the run's; nothing is kept")
+                raise FailedError(f"{name}{SUFFIX} does not verify: its logits are not the run's; nothing is kept")
     # A run of quant=ptq is tested with the graph that this file was compared with.
     return {"logits_identical_to_run": exact or graph.origin == "ptq"}
 

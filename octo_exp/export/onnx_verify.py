@@ -16,7 +16,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 from octo_exp.export import onnx_runtime as runtime
 from octo_exp.export.graph import Graph
 from octo_exp.export.onnx_build import OUTPUT, build
@@ -39,7 +39,7 @@ CHANNEL_BYTES, STEP_BYTES = 8, 384
 def verify(graph: Graph, path: Path) -> dict[str, Any]:
     """Return what the manifest says of a file; UserError with the figures where it is not the integer path's."""
     if onnx.load(path) != build(graph.spec):
-        raise UserError(f"{path.name} does not verify: read back, it is another model; nothing is kept")
+        raise FailedError(f"{path.name} does not verify: read back, it is another model; nothing is kept")
     return {
         "onnxruntime": onnxruntime.__version__,
         **_size(graph.spec, path),
@@ -50,7 +50,7 @@ def verify(graph: Graph, path: Path) -> dict[str, Any]:
 
 def _refuse(name: str, what: str) -> UserError:
     remedy = f"nothing is kept; try another onnxruntime than {onnxruntime.__version__}, or format=c"
-    return UserError(f"{name} does not verify in onnxruntime: {what}; {remedy}")
+    return FailedError(f"{name} does not verify in onnxruntime: {what}; {remedy}")
 
 
 def _size(spec: ModelSpec, path: Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _size(spec: ModelSpec, path: Path) -> dict[str, Any]:
     needed = weights + CHANNEL_BYTES * channels + STEP_BYTES * (len(steps_of(spec)) + 1)
     if size > max(MAX_SIZE * in_float, needed):
         what = f"{size:,} bytes, {size / in_float:.2f} of its float32 parameters' {in_float:,}"
-        raise UserError(f"{path.name} is too large: {what}, where its integers need {needed:,}; nothing is kept")
+        raise FailedError(f"{path.name} is too large: {what}, where its integers need {needed:,}; nothing is kept")
     return {"bytes_of_float32_parameters": in_float, "size_of_float32_parameters": size / in_float}
 
 

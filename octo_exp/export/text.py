@@ -71,7 +71,7 @@ import torch
 
 from octo_exp.base.files import expanded
 from octo_exp.deploy.fixed import conv_factors
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError
 from octo_exp.export import text_numpy
 from octo_exp.export.graph import Graph
 from octo_exp.export.text_read import read_text
@@ -97,7 +97,7 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     write_text(graph.spec, path)
     if not _equal(read_text(path), graph.spec):
-        raise UserError(f"{name} does not verify: read back, it is another graph; nothing is kept")
+        raise FailedError(f"{name} does not verify: read back, it is another graph; nothing is kept")
     return {"verified_images": _verify(graph, path)}
 
 
@@ -155,7 +155,7 @@ def _verify(graph: Graph, path: Path) -> int:
     for x, _ in graph.batches():
         codes = graph.net.codes_of(x[: wanted - done])
         if not np.array_equal(text_numpy.classify(net, codes.numpy()), graph.net.classify(codes).numpy()):
-            raise UserError(f"{path.name} does not verify: computed from its files, logits differ; nothing is kept")
+            raise FailedError(f"{path.name} does not verify: computed from its files, logits differ; nothing is kept")
         done += len(codes)
         if done == wanted:
             break

@@ -1,32 +1,32 @@
-"""What `UpdateSGD` costs: SGD's own step, and for convolutions scaled gradients and whole masters."""
+"""What the optimizers of an update cost: their own step, and for convolutions scaled gradients and whole masters."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from octo_exp.hw import VectorWork
 from octo_exp.mcu.layers import McuConv2d
 from octo_exp.trace.optimizer import OptimizerCost, optimizer_cost
 from octo_exp.trace.record import Record
 from octo_exp.trace.vector import FLOAT_BYTES, trained_parameters
-from octo_exp.update import UpdateSGD
+from octo_exp.update import UpdateAdam, UpdateSGD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateCost(OptimizerCost):
-    """Of convolutions also: for each trained value, operations beside SGD's, each a pass over the tensor."""
+    """Of convolutions also: for each trained value, operations beside the optimizer's, each a pass over the tensor."""
 
     conv_operations: float
 
 
 def cost_of(optimizer: Optimizer) -> OptimizerCost:
     """Cost of any optimizer; `UserError` for one that cannot be priced."""
-    if not isinstance(optimizer, UpdateSGD):
+    if not isinstance(optimizer, UpdateSGD | UpdateAdam):
         return optimizer_cost(optimizer)
-    # Its convolutions bind it to one network; SGD of the same groups runs on its own.
-    plain = optimizer_cost(SGD([dict(group) for group in optimizer.param_groups]))
+    # Its convolutions bind it to one network; the plain one of the same groups runs on its own.
+    plain = optimizer_cost(optimizer.plain([dict(group) for group in optimizer.param_groups]))
     # QAS multiplies; integers are rounded and clamped.
     more = 1 * optimizer.qas + 2 * optimizer.strict_int8
     return UpdateCost(operations=plain.operations, state_bytes=plain.state_bytes, conv_operations=more)

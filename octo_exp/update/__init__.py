@@ -1,7 +1,7 @@
 """What of an int8 network is trained and how: sparse update, QAS, the optimizers, the memory account."""
 
 from octo_exp.update.memory import LayerMemory, UpdateMemory, update_memory
-from octo_exp.update.optim import MODES, UpdateSGD
+from octo_exp.update.optim import MODES, UpdateAdam, UpdateSGD
 from octo_exp.update.rule import OPTIMIZERS, UpdateRule
 from octo_exp.update.scheme import LayerRule, SparseUpdate
 
@@ -11,6 +11,7 @@ __all__ = [
     "LayerMemory",
     "LayerRule",
     "SparseUpdate",
+    "UpdateAdam",
     "UpdateMemory",
     "UpdateRule",
     "UpdateSGD",

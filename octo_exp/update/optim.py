@@ -1,11 +1,11 @@
-"""SGD on int8 networks: gradients scaled (QAS) before the step, weights and biases made integers after it."""
+"""SGD and Adam on int8 networks: gradients scaled (QAS) before the step, weights and biases made integers after it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Adam, Optimizer
 
 from octo_exp.update.layer import UpdatableConv
 from octo_exp.update.qas import scale_gradients
@@ -18,26 +18,17 @@ INT32_MIN = -(2**31)
 INT32_MAX = 2**31
 
 
-class UpdateSGD(SGD):
-    """SGD whose step scales the gradients of `convs` first (`qas`) and rounds them to integers last (`strict_int8`).
+class _UpdateStep(Optimizer):
+    """A step that scales the gradients of `convs` first (`qas`) and rounds them to integers last (`strict_int8`).
 
     Both belong to the step and not to a hook before it: Lightning computes the gradients inside `step`, by its closure.
-    With accumulated gradients they happen once, on the sum. Parameters outside `convs` (a float head) take plain SGD.
+    With accumulated gradients they happen once, on the sum. Parameters outside `convs` (a float head) are stepped
+    plainly.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        convs: Sequence[UpdatableConv],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        qas: bool,
-        strict_int8: bool,
-    ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
+    qas: bool
+    strict_int8: bool
+    _convs: Sequence[UpdatableConv]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -54,6 +45,44 @@ class UpdateSGD(SGD):
             for conv in self._convs:
                 make_integer(conv)
         return loss
+
+
+class UpdateSGD(_UpdateStep, SGD):
+    """SGD with the step of an update."""
+
+    plain = SGD
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        convs: Sequence[UpdatableConv],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        qas: bool,
+        strict_int8: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
+
+
+class UpdateAdam(_UpdateStep, Adam):
+    """Adam with the step of an update; without QAS, for Adam's steps do not follow the scale of a gradient."""
+
+    plain = Adam
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        convs: Sequence[UpdatableConv],
+        lr: float,
+        weight_decay: float,
+        strict_int8: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.qas, self.strict_int8, self._convs = False, strict_int8, convs
 
 
 @torch.no_grad()

@@ -7,23 +7,25 @@ from typing import Any
 from octo_exp.errors import UserError
 from octo_exp.update.layer import LayerShape, UpdatableNet, backbone, head_inputs
 from octo_exp.update.memory import UpdateMemory, update_memory
-from octo_exp.update.optim import MODES, UpdateSGD
+from octo_exp.update.optim import MODES, UpdateAdam, UpdateSGD
 from octo_exp.update.scheme import SparseUpdate
 
 # name -> (QAS, momentum)
-OPTIMIZERS = {
+SGD_FORMS = {
     "sgd": (False, 0.9),
     "sgd_nomom": (False, 0.0),
     "sgd_scale": (True, 0.9),
     "sgd_scale_nomom": (True, 0.0),
 }
+ADAM = "adam"
+OPTIMIZERS = (*SGD_FORMS, ADAM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRule:
     """What trains (`sparse`) and how.
 
-    optimizer: sgd, sgd_nomom (no momentum), sgd_scale (QAS), sgd_scale_nomom.
+    optimizer: sgd, sgd_nomom (no momentum), sgd_scale (QAS), sgd_scale_nomom, adam.
     mode: released (float masters) or strict_int8 (integers after every step).
     lr: of a step, as it stands; the published one is 0.1 for a step of 256 images.
     weight_decay: of weights, never of biases.
@@ -78,15 +80,18 @@ class UpdateRule:
         biases = [parameter for parameter in trained if parameter.dim() == 1]
         return [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
 
-    def build_optimizer(self, net: UpdatableNet, groups: Iterable[dict[str, Any]]) -> UpdateSGD:
+    def build_optimizer(self, net: UpdatableNet, groups: Iterable[dict[str, Any]]) -> UpdateSGD | UpdateAdam:
         """Return the optimizer of `parameter_groups(net)`."""
-        qas, momentum = OPTIMIZERS[self.optimizer]
+        convs, strict = list(net.convs), self.mode == "strict_int8"
+        if self.optimizer == ADAM:
+            return UpdateAdam(groups, convs=convs, lr=self.lr, weight_decay=self.weight_decay, strict_int8=strict)
+        qas, momentum = SGD_FORMS[self.optimizer]
         return UpdateSGD(
             groups,
-            convs=list(net.convs),
+            convs=convs,
             lr=self.lr,
             momentum=momentum,
             weight_decay=self.weight_decay,
             qas=qas,
-            strict_int8=self.mode == "strict_int8",
+            strict_int8=strict,
         )

@@ -28,5 +28,5 @@ def test_wrong_cycles_print_no_table(monkeypatch, capsys):
 
 
 def test_an_unknown_option_is_one_line(capsys):
-    assert cost_model.main(["model=lenet6"]) == 1
+    assert cost_model.main(["model=lenet6"]) == 2
     assert "lenet6" in capsys.readouterr().err

@@ -56,5 +56,5 @@ def test_batch_sizes():
 
 
 def test_a_model_that_there_is_not_is_one_line(capsys):
-    assert deploy.main(["model=none"]) == 1
+    assert deploy.main(["model=none"]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -96,7 +96,7 @@ def test_another_step_is_not_printed(tiny, monkeypatch, capsys):
 
 
 def test_a_missing_file_is_one_line(tmp_path, capsys):
-    assert mcu.main(arguments(f"model.path={tmp_path}/no.pkl")) == 1
+    assert mcu.main(arguments(f"model.path={tmp_path}/no.pkl")) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no.pkl: no such file" in captured.err.replace("\n", "")

@@ -24,6 +24,13 @@ UNKNOWN = {
     "data@sorce=mnist": "unknown group 'data@sorce': did you mean 'data@source'?",
     "+data@probe=mnist": "unknown group 'data@probe': known there: callbacks, data, data@source",
     "source=mnist": "unknown group or key 'source': did you mean 'data@source'?",
+    "+trainer.max_epoch=3": "unknown key 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
+    "++trainer.max_epoch=3": "unknown key 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
+    "trainer.zzz=3": "known there: accelerator",
+    "trainer.fast_dev=true": "what else it takes is added as +trainer.fast_dev=<value>",
+    "+optim.optimizer.weight_deca=1": "did you mean 'optim.optimizer.weight_decay'?",
+    "+logger.wandb.projects=x": "unknown key 'logger.wandb.projects': did you mean 'logger.wandb.project'?",
+    "+data.foo=1": "unknown key 'data.foo'",
     "trainer.max_epoch=1": "unknown key 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
     "max_epochs=1": "unknown group or key 'max_epochs': did you mean 'trainer.max_epochs'?",
     "optim.lr=1": "unknown key 'optim.lr': did you mean 'optim.optimizer.lr'?",
@@ -47,11 +54,11 @@ UNKNOWN = {
     "--cfg job model=vgg1": "unknown model 'vgg1': did you mean 'vgg11'?",
 }
 WRONG_TYPE = {
-    "seed=abc": "seed expects an integer, got 'abc'",
-    "seed='5'": "seed expects an integer, got '5'",
-    "seed=1.5": "seed expects an integer, got 1.5",
-    "seed=true": "seed expects an integer, got true",
-    "seed=null": "seed expects an integer, got null",
+    "seed=abc": "seed expects an integer from 0 to 4294967295, got 'abc'",
+    "seed='5'": "seed expects an integer from 0 to 4294967295, got '5'",
+    "seed=1.5": "seed expects an integer from 0 to 4294967295, got 1.5",
+    "seed=true": "seed expects an integer from 0 to 4294967295, got true",
+    "seed=null": "seed expects an integer from 0 to 4294967295, got null",
     "train=1": "train expects true or false, got 1",
     "train=yes": "train expects true or false, got 'yes'",
     "optim.optimizer.lr=fast": "optim.optimizer.lr expects a number, got 'fast'",
@@ -62,11 +69,21 @@ WRONG_TYPE = {
     "optim.optimizer=sgd": "optim.optimizer expects a mapping, written {key: value}, got 'sgd'",
     "optim.optimizer={lr:fast}": "optim.optimizer.lr expects a number, got 'fast'",
     "data.name=[a]": "data.name expects text, got ['a']",
-    "trainer.limit_val_batches=all": "trainer.limit_val_batches expects a number, got 'all'",
     # The type of an interpolated default is that of the value it leads to.
-    "trainer.max_epochs=x": "trainer.max_epochs expects an integer, got 'x' (the default is 3)",
-    "-m seed=1,2,x": "seed expects an integer, got 'x'",
-    "-m seed=range(0,2,0.5)": "seed expects an integer, got 0.0",
+    "model.classes=x": "model.classes expects an integer, got 'x' (the default is 10)",
+    "-m seed=1,2,x": "seed expects an integer from 0 to 4294967295, got 'x'",
+    "-m seed=range(0,2,0.5)": "seed expects an integer from 0 to 4294967295, got 0.0",
+}
+OUT_OF_RANGE = {
+    "+trainer.fast_dev_run=x": "trainer.fast_dev_run expects true or false, or an integer from 0, got 'x'",
+    "trainer.check_val_every_n_epoch=null": "set it to a number of batches",
+    "trainer.limit_train_batches=1.5": "trainer.limit_train_batches expects a fraction up to 1.0, or a number of",
+    "+trainer.logger=false": "trainer.logger expects nothing, for the run itself gives it; write +logger.<name>",
+}
+EFFECTLESS = {
+    "quant=prc quant.clip.form=gaussian quant.clip.coefficient=0.5": "set quant.clip.z, or choose that form",
+    "quant=prc quant.clip.z=3": "quant.clip.z has no effect with quant.clip.form=ratio: it is of form=gaussian",
+    "quant=prc quant.clip.form=gaussian quant.clip.learning_rate=1": "it is of form=learned",
 }
 MALFORMED = {
     "model=[vgg11": "cannot read 'model=[vgg11'",
@@ -109,7 +126,7 @@ INCOMPLETE = {
     "data=broken": "broken.yaml",
     "-cd sweeps -cn transfer": "'transfer' is a sweep: add -m to run it",
 }
-ALL_WRONG = {**UNKNOWN, **WRONG_TYPE, **MALFORMED, **INCOMPLETE}
+ALL_WRONG = {**UNKNOWN, **WRONG_TYPE, **OUT_OF_RANGE, **EFFECTLESS, **MALFORMED, **INCOMPLETE}
 
 RIGHT = {
     "": "",
@@ -117,7 +134,23 @@ RIGHT = {
     "optim.optimizer.lr=1 data.name=5 ckpt=a/b.ckpt": "optim.optimizer.lr=1 data.name=5 ckpt=a/b.ckpt",
     "optim.scheduler=null quant.skip=[] data.root=/data": "optim.scheduler=null quant.skip=[] data.root=/data",
     "trainer.devices=auto trainer.limit_val_batches=4": "trainer.devices=auto trainer.limit_val_batches=4",
-    "++seed=x": "++seed=x",
+    "++train=x": "++train=x",
+    "+trainer.fast_dev_run=true +trainer.min_steps=3": "+trainer.fast_dev_run=true +trainer.min_steps=3",
+    "trainer.max_epochs=null trainer.max_steps=20": "trainer.max_epochs=null trainer.max_steps=20",
+    "trainer.check_val_every_n_epoch=null trainer.val_check_interval=7": None,
+    "logger.wandb.wait_s=2.5 trainer.limit_val_batches=null": "logger.wandb.wait_s=2.5 trainer.limit_val_batches=null",
+    "optim.optimizer.lr=null": "optim.optimizer.lr=null",
+    "+optim.optimizer.amsgrad=true +optim.interval=epoch": "+optim.optimizer.amsgrad=true +optim.interval=epoch",
+    "+callbacks.lr={_target_:lightning.pytorch.callbacks.LearningRateMonitor}": None,
+    # Nearly the name of another, and said to be one of its own.
+    "+callbacks.memory2._target_=a.B callbacks.memory2.every=3": (
+        "+callbacks.memory2._target_=a.B +callbacks.memory2.every=3"
+    ),
+    "+logger.tb._target_=a.B +logger.tb.save_dir=x": "+logger.tb._target_=a.B +logger.tb.save_dir=x",
+    "optim.scheduler._target_=torch.optim.lr_scheduler.StepLR optim.scheduler.step_size=3": (
+        "optim.scheduler._target_=torch.optim.lr_scheduler.StepLR +optim.scheduler.step_size=3"
+    ),
+    "-m quant=prc quant.clip.form=ratio,gaussian quant.clip.z=2,3": None,
     "data=local data.root=a": "data=local data.root=a",
     "hw=[tpu_v1,systolic_32x32]": "hw=[tpu_v1,systolic_32x32]",
     "hw=tpu_v1": "hw=tpu_v1",
@@ -147,6 +180,9 @@ RIGHT = {
     "--cfg job data=local": "--cfg job data=local",
     "--cfg job data=lost": "--cfg job data=lost",
     "-m -cd sweeps -cn transfer": "-m -cd sweeps -cn transfer",
+    # What only a swept group brings, Hydra does not find before the sweep.
+    "-m -cd sweeps -cn transfer data.root=x source.root=y": "-m -cd sweeps -cn transfer data.root=x ++source.root=y",
+    "-m model=vgg11 model.dropout=0.5 seed=1,2": "-m model=vgg11 model.dropout=0.5 seed=1,2",
     "-m -cd sweeps -cn transfer quant=int8 data@source=digits": None,
     "-cn train.yaml -cp conf": "-cn train.yaml -cp conf",
     # Not for us: Hydra answers.
@@ -183,6 +219,15 @@ def test_a_wrong_line_is_refused_in_one_line(line: str, project: Path) -> None:
         check(line, project)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+def test_a_value_of_a_yaml_and_every_value_of_a_sweep_has_the_same_range(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer: {accumulate_grad_batches: 0}\n")
+    with pytest.raises(ConfigError, match=r"^trainer.accumulate_grad_batches expects an integer from 1, got 0$"):
+        check(f"-cd {tmp_path} experiment=mine", project)
+    with pytest.raises(ConfigError, match=r"^seed expects an integer from 0 to 4294967295, got -1$"):
+        check("-m seed=0,1,-1", project)
 
 
 @pytest.mark.parametrize("line", RIGHT)

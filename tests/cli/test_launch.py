@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from octo_exp.base.failures import told, user_error
 from octo_exp.cli import FAILURE_FILE
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.errors import ConfigError, FailedError, UserError
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -60,7 +62,7 @@ def test_a_users_mistake_in_a_job_is_one_line(train: Train, tmp_path: Path, seed
 
 
 def test_a_later_success_takes_the_failure_back(train: Train, tmp_path: Path) -> None:
-    assert train("seed=13", "hydra.run.dir=here").returncode == 1
+    assert train("seed=13", "hydra.run.dir=here").returncode == 2
     assert train("seed=1", "hydra.run.dir=here").returncode == 0
     assert not (tmp_path / "here" / FAILURE_FILE).exists()
 
@@ -81,6 +83,24 @@ def test_a_bug_keeps_its_traceback(train: Train) -> None:
     assert done.stderr.endswith("error: ZeroDivisionError: a bug\n")
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line(project: Path) -> None:
+    # Hydra is imported where this module stands for it.
+    code = "import os, signal, sys, types, runpy\n"
+    code += "class Finder:\n    def find_spec(self, name, *rest):\n"
+    code += "        if name == 'hydra': os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "sys.meta_path.insert(0, Finder()); runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was begun\n")
+
+
+def test_a_relative_path_means_the_same_where_hydra_changes_the_folder(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    done = train("hydra.job.chdir=true", "hydra.run.dir=here", "save_dir=there")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "there" / "results.json").is_file()
+
+
 @pytest.mark.parametrize("seed", [16, 17])
 def test_an_interrupt_is_one_line_and_exit_code_130(train: Train, seed: int) -> None:
     done = train(f"seed={seed}", "hydra.run.dir=here")
@@ -91,7 +111,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(train: Train, seed: int) -> 
 
 def test_failed_jobs_of_a_sweep_do_not_stop_it(train: Train, tmp_path: Path) -> None:
     done = train("-m", "model=vgg11,lenet5", "seed=13,2", "hydra.sweep.dir=sweep")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "error: job 0: seed 13 is unlucky\nerror: job 2: seed 13 is unlucky\n"
     assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/results.json")) == ["1", "3"]
     assert "2 jobs" in done.stdout
@@ -114,7 +134,7 @@ def test_a_sweep_that_succeeds_ends_in_its_table(train: Train) -> None:
 
 
 def test_the_transfer_sweep_runs_every_pair_and_ends_in_its_matrix(train: Train, project: Path) -> None:
-    done = train("-m", "-cd", str(project / "sweeps"), "-cn", "transfer", "quant=fp32")
+    done = train("-m", "-cd", str(project / "sweeps"), "-cn", "transfer", "quant=fp32", "source.root=x")
     assert (done.returncode, done.stderr) == (0, "")
     assert "4 jobs" in done.stdout
     assert "transfer, test/acc: lenet5, fp32" in done.stdout
@@ -164,5 +184,29 @@ def test_the_light_answers_come_within_the_limit(train: Train) -> None:
         assert min(seconds) < 2.5, (arguments, seconds)
 
 
-def test_exit_codes_are_what_the_readme_says() -> None:
-    assert (UserError.exit_code, ConfigError.exit_code) == (1, 2)
+def test_exit_codes_are_what_the_documents_say() -> None:
+    assert (UserError.exit_code, ConfigError.exit_code, FailedError.exit_code) == (2, 2, 1)
+
+
+def test_a_mistake_found_once_a_batch_was_trained_is_a_failed_run() -> None:
+    for began, code in ((False, 2), (True, 1)):
+        with pytest.raises(RuntimeError) as caught, told(lambda began=began: began):
+            raise RuntimeError("wrapped") from UserError("the loss is nan")
+        mistake = user_error(caught.value)
+        assert mistake is not None
+        assert mistake.exit_code == code
+
+
+def test_what_a_library_refuses_before_the_first_batch_is_one_line() -> None:
+    code = "def refuse():\n    raise ValueError('`val_check_interval` (1000) must be\\nless')\n"
+    found: dict[str, Any] = {"__name__": "lightning.pytorch.loops.fit_loop"}
+    exec(compile(code, "fit_loop.py", "exec"), found)
+    line = r"^ValueError: `val_check_interval` \(1000\) must be less; correct"
+    with pytest.raises(ConfigError, match=line), told(lambda: False):
+        found["refuse"]()
+    # A bug of ours, and what a library raises later, keep their tracebacks.
+    with pytest.raises(ValueError, match="must be") as caught, told(lambda: True):
+        found["refuse"]()
+    assert not isinstance(caught.value, UserError)
+    with pytest.raises(ZeroDivisionError), told(lambda: False):
+        1 / 0  # noqa: B018

@@ -147,7 +147,7 @@ def test_a_second_sweep_in_the_same_folder_is_refused(train: Train, tmp_path: Pa
     finally:
         holder.kill()
         holder.communicate()
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: sweep: this sweep is in use by process {holder.pid} on ")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("sweep/*/*"))
@@ -159,6 +159,6 @@ def test_a_failure_in_a_folder_of_others_writes_nothing_there(train: Train, tmp_
     here.mkdir()
     (here / name).write_text("seed: 1\n")
     (here / "failed.json").write_text("{}")
-    assert train("seed=13", "hydra.run.dir=here").returncode == 1
+    assert train("seed=13", "hydra.run.dir=here").returncode == 2
     assert (here / "failed.json").read_text() == "{}"
     assert sorted(path.name for path in here.iterdir()) == sorted([name, "failed.json"])

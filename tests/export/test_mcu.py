@@ -161,12 +161,12 @@ def test_what_counts_as_integers(strict):
         (["format=mcu"], 2, "run= is missing"),
         (["format=tar", "run=x"], 2, "format=tar is unknown; choose one of mcu, onnx, c, text, report"),
         (["format=mcu", "run=x", "speed=9"], 2, "'speed=9' is not understood"),
-        (["format=mcu", "run=/nowhere"], 1, "the folder holds no config.yaml"),
+        (["format=mcu", "run=/nowhere"], 2, "the folder holds no config.yaml"),
         # Before the run is read.
-        (["format=mcu", "run=some/vgg", "output=folder"], 1, "is a folder; give a file, such as output=folder/vgg.pkl"),
-        (["format=mcu", "run=some/vgg", "output=new/"], 1, "is a folder; give a file, such as output=new/vgg.pkl"),
-        (["format=mcu", "run=/nowhere", "output=file/x.pkl"], 1, "file is no folder; give another output=FILE"),
-        (["format=mcu", "run=/nowhere", "output=file/x/y.pkl"], 1, "file is no folder; give another output=FILE"),
+        (["format=mcu", "run=some/vgg", "output=folder"], 2, "is a folder; give a file, such as output=folder/vgg.pkl"),
+        (["format=mcu", "run=some/vgg", "output=new/"], 2, "is a folder; give a file, such as output=new/vgg.pkl"),
+        (["format=mcu", "run=/nowhere", "output=file/x.pkl"], 2, "file is no folder; give another output=FILE"),
+        (["format=mcu", "run=/nowhere", "output=file/x/y.pkl"], 2, "file is no folder; give another output=FILE"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments, code, words, tmp_path, monkeypatch, capsys):
@@ -181,7 +181,7 @@ def test_a_wrong_call_is_one_line(arguments, code, words, tmp_path, monkeypatch,
 
 def test_what_cannot_be_written_is_one_line(strict, tmp_path, capsys):
     (tmp_path / "net.pkl.json").mkdir()
-    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 1
+    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 2
     error = capsys.readouterr().err
     assert "net.pkl.json cannot be written: Is a directory; give another output=FILE" in error
     assert error.count("\n") == 1
@@ -228,5 +228,5 @@ def test_a_run_that_was_no_graph_is_quantised_and_one_without_a_checkpoint_is_re
     assert content["same_class_as_run"] > 0.8
     capsys.readouterr()
     (tmp_path / "int8/checkpoints/last.ckpt").unlink()
-    assert main(["format=mcu", f"run={tmp_path / 'int8'}"]) == 1
+    assert main(["format=mcu", f"run={tmp_path / 'int8'}"]) == 2
     assert "holds no checkpoints/last.ckpt" in capsys.readouterr().err

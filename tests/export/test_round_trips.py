@@ -181,7 +181,7 @@ def refused(folder: Path, form: str, capsys, *more: str) -> str:
     (folder / "export" / f"{FILES[form][0]}.json").write_text("before")
     before = contents(folder)
     capsys.readouterr()
-    assert main([f"format={form}", f"run={folder}", *more]) == 1
+    assert main([f"format={form}", f"run={folder}", *more]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

@@ -168,7 +168,7 @@ GOOD = np.zeros((2, 3, 14, 14), np.int8)
 def test_images_that_do_not_serve(images, words, folder, tmp_path, capsys):
     np.save(tmp_path / "x.npy", images, allow_pickle=True)
     code, message = call(tmp_path, capsys, str(folder), str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
-    assert code == 1
+    assert code == 2
     assert words in message
 
 
@@ -177,16 +177,16 @@ def test_files_that_do_not_serve(folder, tmp_path, capsys):
     assert "x.npy is not a readable .npy (" in call(tmp_path, capsys, str(folder), x, "y.npy")[1]
     np.save(x, GOOD)
     code, message = call(tmp_path, capsys, str(folder), x, str(tmp_path / "none" / "y.npy"))
-    assert (code, "y.npy cannot be written: No such file or directory; give another path" in message) == (1, True)
+    assert (code, "y.npy cannot be written: No such file or directory; give another path" in message) == (2, True)
     # A folder stands where the file should go: nothing of it is left.
     code, message = call(tmp_path, capsys, str(folder), x, str(folder))
-    assert (code, "cannot be written: Is a directory" in message) == (1, True)
+    assert (code, "cannot be written: Is a directory" in message) == (2, True)
     code, message = call(tmp_path, capsys, str(tmp_path / "nowhere"), x, str(tmp_path / "y.npy"))
-    assert code == 1
+    assert code == 2
     assert "nowhere is no folder of format=text" in message
     (folder / "weight/layer0.bias.txt").unlink()
     code, message = call(tmp_path, capsys, str(folder), x, str(tmp_path / "y.npy"))
-    assert code == 1
+    assert code == 2
     assert "layer0.bias.txt: No such file or directory; export the graph again" in message
 
 

@@ -192,7 +192,7 @@ def test_a_mistake_is_one_line_and_no_report(tmp_path, monkeypatch, capsys, chan
 def test_a_report_that_cannot_be_written_leaves_no_draft(tmp_path, capsys):
     config = write(tmp_path / "machine.cfg", config_text())
     (tmp_path / "run" / "DETAILED_ACCESS_REPORT.csv").mkdir(parents=True)
-    assert main(["-c", str(config), "-t", str(GOLDEN / "lenet5.csv"), "-p", str(tmp_path)]) == 1
+    assert main(["-c", str(config), "-t", str(GOLDEN / "lenet5.csv"), "-p", str(tmp_path)]) == 2
     assert "DETAILED_ACCESS_REPORT.csv" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.partial"))
 

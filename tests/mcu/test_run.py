@@ -57,7 +57,7 @@ def test_our_own_layout_runs_on_codes(call, tmp_path, mode):
 
 def test_images_of_another_size_are_refused(call, capsys, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((1, 3, 16, 17), np.int8))
-    assert run.main(call()) == 1
+    assert run.main(call()) == 2
     assert "must be [N, 3, 16, 16], got [1, 3, 16, 17]" in capsys.readouterr().err
     assert not (tmp_path / "y.npy").exists()
 
@@ -90,7 +90,7 @@ WRONG_INPUTS = {
 @pytest.mark.parametrize("images", WRONG_INPUTS.values(), ids=WRONG_INPUTS)
 def test_wrong_images_are_refused_in_one_line(call, capsys, images, tmp_path):
     np.save(tmp_path / "x.npy", images)
-    assert run.main(call()) == 1
+    assert run.main(call()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "x.npy" in error
@@ -101,9 +101,9 @@ def test_wrong_images_are_refused_in_one_line(call, capsys, images, tmp_path):
 def test_files_that_do_not_serve(call, capsys, key, tmp_path):
     (tmp_path / "bad").write_bytes(b"PK\x03\x04 and no more")
     for path in ("absent", "bad"):
-        assert run.main(call(**{key: str(tmp_path / path)})) == 1
+        assert run.main(call(**{key: str(tmp_path / path)})) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert run.main(call(output=str(tmp_path / "none" / "y.npy"))) == 1
+    assert run.main(call(output=str(tmp_path / "none" / "y.npy"))) == 2
     assert sorted(os.listdir(tmp_path)) == ["bad", "m.pkl", "x.npy"]
 
 

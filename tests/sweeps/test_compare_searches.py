@@ -43,7 +43,7 @@ def test_a_budget_of_everything_finds_the_best(capsys):
     ],
 )
 def test_a_mistake_is_one_line(wrong, line, capsys):
-    assert compare_searches.main([*TINY, *wrong]) == 1
+    assert compare_searches.main([*TINY, *wrong]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

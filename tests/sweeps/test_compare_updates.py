@@ -110,14 +110,14 @@ def test_a_divergence_counts_as_nothing_and_another_failure_stops(tmp_path, monk
         (["--rates", "nan"], "--rates nan: write numbers above 0"),
         (["--rules", "nonsense"], "--rules: 'nonsense' has no update of bias_only, full"),
         (["--rules", "full:sgd,full"], "--rules: 'full' has no optimizer of sgd, sgd_nomom"),
-        (["--rules", "full:adam"], "--rules: 'full:adam' has no optimizer of sgd, sgd_nomom"),
+        (["--rules", "full:adagrad"], "--rules: 'full:adagrad' has no optimizer of sgd, sgd_nomom"),
         (["--jobs", "0"], "--jobs 0: write 1 or more"),
         (["--seeds", "0"], "--seeds 0: write 1 or more"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_starts_no_job(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare_updates.subprocess, "run", lambda *a, **k: pytest.fail("a job was started"))
-    assert main([*arguments, "--folder", str(tmp_path)]) == 1
+    assert main([*arguments, "--folder", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {words}")
     assert error.count("\n") == 1

@@ -200,7 +200,7 @@ def test_nothing_is_cut_where_the_output_is_no_terminal(tmp_path: Path, capsys: 
 
 
 def test_the_command_tells_a_wrong_folder_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 1
+    assert main([str(tmp_path / "nowhere")]) == 2
     captured = capsys.readouterr()
     assert captured.err == f"error: there is no folder {tmp_path}/nowhere: give the folder of a sweep or of a run\n"
     assert main([str(tmp_path)]) == 0
@@ -215,7 +215,7 @@ def test_the_command_fails_where_a_job_failed(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path)
     (tmp_path / "summary.csv").mkdir()
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     told = capsys.readouterr()
     assert told.err == f"error: {tmp_path}/summary.csv cannot be written: Is a directory; choose another folder\n"
     assert "vgg11" in told.out

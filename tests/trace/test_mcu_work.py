@@ -139,6 +139,7 @@ OPTIMIZERS = {
     ("sgd_scale_nomom", "released"): (1, 1, 0),
     ("sgd_scale", "strict_int8"): (3, 3, 4),
     ("sgd_nomom", "strict_int8"): (1, 2, 0),
+    ("adam", "strict_int8"): (7, 2, 8),
 }
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from octo_exp.errors import UserError
 from octo_exp.lit import LitClassifier
 from octo_exp.update.optim import INT32_MAX, INT32_MIN, make_integer
-from octo_exp.update.rule import OPTIMIZERS, UpdateRule
+from octo_exp.update.rule import OPTIMIZERS, SGD_FORMS, UpdateRule
 from octo_exp.update.scheme import SparseUpdate
 from tests.update.helpers import Conv, Net, sparse
 
@@ -49,7 +49,7 @@ def by_hand(net: Net, batches, *, lr: float, momentum: float, qas: bool, weight_
             p.data -= lr * velocity[name]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", SGD_FORMS)
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
 @pytest.mark.parametrize("quantized_head", [False, True])
 @pytest.mark.parametrize("by_closure", [False, True])
@@ -155,6 +155,25 @@ def test_rounding_is_half_to_even_within_the_limits():
     assert conv.bias.item() == INT32_MIN
     # As an import and an export convert them.
     assert [float(np.float32(limit)) for limit in (-(2**31), 2**31 - 1)] == [INT32_MIN, INT32_MAX]
+
+
+@pytest.mark.parametrize("mode", ["released", "strict_int8"])
+def test_adam_is_torchs_and_strict_masters_stay_integers(mode):
+    net, expected = Net(), Net()
+    expected.load_state_dict(net.state_dict())
+    r = rule("adam", mode, lr=0.6)
+    step = r.build_optimizer(net, r.parameter_groups(net))
+    twin = torch.optim.Adam(r.parameter_groups(expected), lr=0.6)
+    for x in (torch.randn(8, 3, 4, 4) for _ in range(3)):
+        for one, optimizer in ((net, step), (expected, twin)):
+            optimizer.zero_grad()
+            loss_of(one, x).backward()
+            optimizer.step()
+        for conv in expected.convs if mode == "strict_int8" else ():
+            make_integer(conv)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), expected.parameters(), strict=True))
+    whole = all(torch.equal(conv.weight, conv.weight.round()) for conv in net.convs)
+    assert whole == (mode == "strict_int8")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
