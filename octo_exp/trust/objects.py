@@ -8,6 +8,7 @@ from types import MethodType, ModuleType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 
 def within(name: str, packages: Iterable[str]) -> bool:
@@ -46,7 +47,10 @@ def find(path: str) -> Any:
 
 def look_here() -> None:
     """Let modules of the folder where the command was typed be found, after all that are installed."""
-    here = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
+    here = os.getcwd()
+    if HydraConfig.initialized():
+        # Not the folder that hydra.job.chdir has changed to.
+        here = OmegaConf.select(HydraConfig.get(), "runtime.cwd", default=here)
     if here not in sys.path:
         sys.path.append(here)
 
