@@ -2,7 +2,8 @@
 
 Each case is trained once without a kill, then again and again with one, in processes of their own that are made by fork
 from this one, which itself computes nothing. Whatever is killed goes on by resume=auto. At the end of each run its
-results (but times), its weights and its history must be those of the run that never stopped.
+results (but times), its weights and its history must be those of the run that never stopped. With `--inside` the
+moments are not random: one run is killed at each fsync and each rename that it makes, in checkpoints, results and all.
 """
 
 import argparse
@@ -72,6 +73,23 @@ def forked(work: Callable[[], Any], *, after_s: float | None = None, number: int
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def killing_at(call: int) -> None:
+    """Let this process be killed at its call-th fsync or rename, before it is done."""
+    left = call
+
+    def instead(known: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return known(*arguments, **more)
+
+        return counted
+
+    os.fsync, os.replace = instead(os.fsync), instead(os.replace)
+
+
 class Case:
     """One kind of run, killed until it has been `kills` times."""
 
@@ -81,9 +99,10 @@ class Case:
         self.random = random.Random(f"{name} {seed}")
         self.settings = tuple(line.replace("{float}", str(place / "float")) for line in KILLED[name])
 
-    def _train(self, folder: Path, *more: str) -> Callable[[], Any]:
+    def _train(self, folder: Path, *more: str, call: int = 0) -> Callable[[], Any]:
         def work() -> None:
             torch.set_num_threads(1)
+            killing_at(call)
             with open(os.devnull, "w") as nothing:
                 os.dup2(nothing.fileno(), 1)
             with accompanied(pytest.MonkeyPatch(), Told(self.shared)):
@@ -93,11 +112,7 @@ class Case:
 
     def run(self, kills: int) -> dict[str, Any]:
         """Return what was seen; AssertionError where anything differs."""
-        if self.name == "sparse":
-            floats = ("data.limit_train=150", "data.epochs=1", "logger=csv", "hw=[]")
-            assert forked(lambda: go(self.place / "float", "model=lenet5", "data=digits", "quant=fp32", *floats)) == 0
-        whole = self.place / "whole"
-        assert forked(self._train(whole)) == 0
+        whole = self._whole()
         started = time.monotonic()
         assert forked(self._train(self.place / "timed")) == 0
         length, done, finished, lost = time.monotonic() - started, 0, 0, 0
@@ -122,6 +137,29 @@ class Case:
             "most lost": lost,
         }
 
+    def _whole(self) -> Path:
+        """Train once without a kill; return the folder."""
+        if self.name == "sparse":
+            floats = ("data.limit_train=150", "data.epochs=1", "logger=csv", "hw=[]")
+            assert forked(lambda: go(self.place / "float", "model=lenet5", "data=digits", "quant=fp32", *floats)) == 0
+        assert forked(self._train(self.place / "whole")) == 0
+        return self.place / "whole"
+
+    def run_inside(self, every: int) -> dict[str, Any]:
+        """Kill at each `every`-th fsync or rename of a run, once each; return how many; AssertionError as for `run`."""
+        whole, call = self._whole(), every
+        more = (f"{EVERY}={INTERVAL}", "resume=auto")
+        while True:
+            folder = self.place / f"inside{call}"
+            code = forked(self._train(folder, *more, call=call))
+            assert code in (0, -signal.SIGKILL), f"{self.name}: exit code {code} at write {call}"
+            if code == 0:
+                return {"case": self.name, "kills inside a write": call // every - 1}
+            assert forked(self._train(folder, *more)) == 0, f"{self.name}: write {call}"
+            self._compare(whole, folder)
+            shutil.rmtree(folder)
+            call += every
+
     def _lost(self, folder: Path) -> int:
         """Return the steps between what was made and what can be gone on from."""
         made = int.from_bytes(self.shared[:8], "little")
@@ -145,12 +183,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
     parser.add_argument("--cases", default=",".join(KILLED))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inside", type=int, metavar="N", help="kill at each N-th fsync or rename instead")
     options = parser.parse_args(arguments)
     number = signal.Signals[f"SIG{options.signal}"]
     for name in options.cases.split(","):
         place = Path(tempfile.mkdtemp(prefix=f"killing-{name}-"))
         try:
-            told = Case(name, place, number=number, seed=options.seed).run(options.kills)
+            case = Case(name, place, number=number, seed=options.seed)
+            told = case.run(options.kills) if options.inside is None else case.run_inside(options.inside)
         finally:
             shutil.rmtree(place, ignore_errors=True)
         sys.stdout.write(json.dumps({"signal": options.signal, **told}) + "\n")

@@ -22,6 +22,17 @@ def test_three_kills_lose_nothing():
     assert told["kills"] == 3
 
 
+def test_a_kill_inside_a_write_loses_nothing():
+    (told,) = killing("--inside", "40", "--cases", "accumulate")
+    assert told["kills inside a write"] >= 1
+
+
+@pytest.mark.slow
+def test_a_kill_inside_any_write_loses_nothing():
+    told = killing("--inside", "1")
+    assert [case["kills inside a write"] > 20 for case in told] == [True] * 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["KILL", "TERM"])
 def test_thirty_kills_of_each_kind_of_run_lose_nothing(number):

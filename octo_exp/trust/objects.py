@@ -47,10 +47,10 @@ def find(path: str) -> Any:
 
 def look_here() -> None:
     """Let modules of the folder where the command was typed be found, after all that are installed."""
-    here = os.getcwd()
-    if HydraConfig.initialized():
+    here, cfg = os.getcwd(), HydraConfig.instance().cfg
+    if cfg is not None:
         # Not the folder that hydra.job.chdir has changed to.
-        here = OmegaConf.select(HydraConfig.get(), "runtime.cwd", default=here)
+        here = OmegaConf.select(cfg, "hydra.runtime.cwd", default=here)
     if here not in sys.path:
         sys.path.append(here)
 
