@@ -47,7 +47,8 @@ def find(path: str) -> Any:
 
 def look_here() -> None:
     """Let modules of the folder where the command was typed be found, after all that are installed."""
-    here, cfg = os.getcwd(), HydraConfig.instance().cfg
+    here = os.getcwd()
+    cfg: Any = HydraConfig.instance().cfg
     if cfg is not None:
         # Not the folder that hydra.job.chdir has changed to.
         here = OmegaConf.select(cfg, "hydra.runtime.cwd", default=here)
