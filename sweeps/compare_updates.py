@@ -27,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from octo_exp.base.files import write_json
-from octo_exp.errors import UserError
+from octo_exp.errors import FailedError, UserError
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 RULES = "head_only:sgd_nomom,mcunet_5fps_99kb:sgd_nomom,mcunet_5fps_99kb:sgd_scale_nomom"
@@ -129,7 +129,7 @@ def runner(root: Path, overrides: Sequence[str], *, jobs: int, progress: Progres
     def one(job: Job) -> dict[str, Any]:
         # Jobs that wait would each fail in their turn.
         if failures:
-            raise UserError(failures[0])
+            raise FailedError(failures[0])
         folder = root / job.folder
         settings = [*job.settings, *overrides, f"hydra.run.dir={folder}"]
         plain = ["trainer.enable_progress_bar=false", "logger=csv"]
@@ -143,7 +143,7 @@ def runner(root: Path, overrides: Sequence[str], *, jobs: int, progress: Progres
         if "the loss is" in reason or "diverged" in reason:
             return {}
         failures.append(f"{job.folder} failed: {reason.removeprefix('error: ')}")
-        raise UserError(failures[0])
+        raise FailedError(failures[0])
 
     def run(wanted: Sequence[Job]) -> list[dict[str, Any]]:
         progress.update(bar, total=(progress.tasks[bar].total or 0) + len(wanted))
