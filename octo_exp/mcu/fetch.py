@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from octo_exp.base.files import expanded, make_folder_of, write_bytes
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.errors import ConfigError, FailedError, UserError
 
 # MIT licence; github.com/mit-han-lab/tiny-training.
 SOURCE = "https://raw.githubusercontent.com/mit-han-lab/tiny-training/main/algorithm/assets/mcu_models/"
@@ -43,7 +43,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def fetch(source: Path | None, place: Path) -> list[str]:
-    """Place the files; return a line on each. UserError for one that cannot be had or is another."""
+    """Place the files; return a line on each. FailedError for one that cannot be had or is another."""
     lines = []
     for name, known in SHA256.items():
         target = place / name
@@ -53,7 +53,7 @@ def fetch(source: Path | None, place: Path) -> list[str]:
         data = _downloaded(name) if source is None else _read(source / name)
         if _sha256(data) != known:
             origin = f"{SOURCE}{name}" if source is None else source / name
-            raise UserError(f"{origin} is another file: its SHA-256 is {_sha256(data)[:12]}..., not {known[:12]}...")
+            raise FailedError(f"{origin} is another file: its SHA-256 is {_sha256(data)[:12]}..., not {known[:12]}...")
         make_folder_of(target, remedy="choose another with --to")
         write_bytes(target, data, remedy="choose another folder with --to")
         lines.append(f"{target}: {len(data):,} bytes, SHA-256 as known")
@@ -64,7 +64,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); it is published at {SOURCE}{path.name}") from error
+        raise FailedError(
+            f"{path} cannot be read ({error.strerror}); it is published at {SOURCE}{path.name}"
+        ) from error
 
 
 def _downloaded(name: str) -> bytes:
@@ -73,7 +75,7 @@ def _downloaded(name: str) -> bytes:
             return bytes(answer.read(_MOST_BYTES))
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise UserError(
+        raise FailedError(
             f"{SOURCE}{name} cannot be had ({reason}); download the files elsewhere and give their folder with --from"
         ) from error
 
