@@ -156,3 +156,36 @@ def test_a_validation_that_never_comes_is_refused_before_the_first_step(tmp_path
         go(tmp_path, *SMALL, "trainer.val_check_interval=1000")
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+class Picky(torch.nn.Module):
+    def __init__(self, width, num_classes):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1,\ngot {width}")
+        self.layer = self._layer(width)
+
+    def _layer(self, width):
+        return torch.nn.Linear(width, width // (5 - width))
+
+
+PICKY = {
+    "+model.width=0": (
+        r"^model: tests.test_settings.Picky raises ValueError: width must be at least 1, got 0 "
+        r"\(\S+test_settings.py:\d+\); correct the setting, or the class$"
+    ),
+    # A bug deep inside names its own line.
+    "+model.width=5": r"^model: .* raises ZeroDivisionError: .* \(\S+test_settings.py:\d+\); ",
+    "+model.width=x": "^model: .* raises TypeError: ",
+    "trust=[tests]": r"^model.width must be given: .*Picky asks for it; write \+model.width=<value>$",
+    "+model.width=3 +model.depth=2": "^model.depth: .*Picky takes width, num_classes; leave it out",
+}
+
+
+@pytest.mark.parametrize("settings", PICKY)
+def test_what_a_network_of_ones_own_refuses_is_one_line_before_data_are_read(settings, tmp_path):
+    own = ("model=own", f"model._target_={__name__}.Picky", "trust=[tests]")
+    with pytest.raises(ConfigError, match=PICKY[settings]) as caught:
+        check(tmp_path, *own, *settings.split())
+    assert "\n" not in str(caught.value)
+    check(tmp_path, *own, "+model.width=3")
