@@ -189,3 +189,14 @@ def test_what_a_network_of_ones_own_refuses_is_one_line_before_data_are_read(set
         check(tmp_path, *own, *settings.split())
     assert "\n" not in str(caught.value)
     check(tmp_path, *own, "+model.width=3")
+
+
+def test_a_schedule_that_ends_before_the_longer_run_does_is_refused_before_the_first_step(tmp_path):
+    settings = (*SMALL, "quant=fp32", "optim/scheduler=onecycle", "test=false")
+    go(tmp_path / "short", *settings, "trainer.max_epochs=1")
+    told = r"^optim.scheduler: OneCycleLR was planned for 2 steps and the run has 4; keep the length .* init_from="
+    with pytest.raises(UserError, match=told) as caught:
+        go(tmp_path / "long", *settings, "trainer.max_epochs=2", f"ckpt={tmp_path / 'short'}")
+    assert caught.value.exit_code == 2
+    # As long as planned, it goes on and ends.
+    assert go(tmp_path / "same", *settings, "trainer.max_epochs=1", f"ckpt={tmp_path / 'short'}")["epochs"] == 1
