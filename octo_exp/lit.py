@@ -111,7 +111,20 @@ class LitClassifier(LightningModule):
         return loss if penalty is None else loss + penalty
 
     def on_train_start(self) -> None:
-        """Give the optimizer the rate that the schedule has for this step: a longer one than before may start here."""
+        """Give the optimizer the rate that the schedule has for this step: a longer one than before may start here.
+
+        UserError for a schedule that ends before the run does: torch would tell it in the middle.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            planned = getattr(config.scheduler, "total_steps", None)
+            if planned is None or config.interval != "step":
+                continue
+            steps = self.trainer.estimated_stepping_batches // config.frequency
+            if steps > planned:
+                raise UserError(
+                    f"optim.scheduler: {type(config.scheduler).__name__} was planned for {planned} steps and the run "
+                    f"has {steps}; keep the length that it was planned for, or start anew with init_from="
+                )
         for scheduler in _schedulers(self.lr_schedulers()):
             if isinstance(scheduler, LambdaLR) and scheduler.last_epoch > 0:
                 for group, base, factor in zip(

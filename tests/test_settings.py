@@ -156,3 +156,47 @@ def test_a_validation_that_never_comes_is_refused_before_the_first_step(tmp_path
         go(tmp_path, *SMALL, "trainer.val_check_interval=1000")
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+class Picky(torch.nn.Module):
+    def __init__(self, width, num_classes):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width must be at least 1,\ngot {width}")
+        self.layer = self._layer(width)
+
+    def _layer(self, width):
+        return torch.nn.Linear(width, width // (5 - width))
+
+
+PICKY = {
+    "+model.width=0": (
+        r"^model: tests.test_settings.Picky raises ValueError: width must be at least 1, got 0 "
+        r"\(\S+test_settings.py:\d+\); correct the setting, or the class$"
+    ),
+    # A bug deep inside names its own line.
+    "+model.width=5": r"^model: .* raises ZeroDivisionError: .* \(\S+test_settings.py:\d+\); ",
+    "+model.width=x": "^model: .* raises TypeError: ",
+    "trust=[tests]": r"^model.width must be given: .*Picky asks for it; write \+model.width=<value>$",
+    "+model.width=3 +model.depth=2": "^model.depth: .*Picky takes width, num_classes; leave it out",
+}
+
+
+@pytest.mark.parametrize("settings", PICKY)
+def test_what_a_network_of_ones_own_refuses_is_one_line_before_data_are_read(settings, tmp_path):
+    own = ("model=own", f"model._target_={__name__}.Picky", "trust=[tests]")
+    with pytest.raises(ConfigError, match=PICKY[settings]) as caught:
+        check(tmp_path, *own, *settings.split())
+    assert "\n" not in str(caught.value)
+    check(tmp_path, *own, "+model.width=3")
+
+
+def test_a_schedule_that_ends_before_the_longer_run_does_is_refused_before_the_first_step(tmp_path):
+    settings = (*SMALL, "quant=fp32", "optim/scheduler=onecycle", "test=false")
+    go(tmp_path / "short", *settings, "trainer.max_epochs=1")
+    told = r"^optim.scheduler: OneCycleLR was planned for 2 steps and the run has 4; keep the length .* init_from="
+    with pytest.raises(UserError, match=told) as caught:
+        go(tmp_path / "long", *settings, "trainer.max_epochs=2", f"ckpt={tmp_path / 'short'}")
+    assert caught.value.exit_code == 2
+    # As long as planned, it goes on and ends.
+    assert go(tmp_path / "same", *settings, "trainer.max_epochs=1", f"ckpt={tmp_path / 'short'}")["epochs"] == 1

@@ -8,6 +8,7 @@ from octo_exp.assemble.construct import construct
 from octo_exp.assemble.optim import check_optim
 from octo_exp.assemble.trainer import check_trainer
 from octo_exp.errors import UserError
+from octo_exp.models.build import build_model, is_ours
 from octo_exp.quant.scheme import Scheme
 
 
@@ -23,6 +24,9 @@ def check_settings(cfg: DictConfig) -> None:
     scheme = construct("quant", cfg.quant)
     check_trainer(cfg)
     check_optim(cfg)
+    # What our own networks take, conf/ says; what another's constructor refuses, it alone knows.
+    if not is_ours(cfg.model):
+        build_model(cfg.model)
     _check_trains(cfg, scheme)
 
 

@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from octo_exp.base.files import write_json
 from octo_exp.errors import FAILED, ConfigError, UserError
 
 FILE = "failed.json"
@@ -54,6 +53,9 @@ def _raised_in(error: BaseException) -> str:
 
 def write_failure(folder: Path, error: BaseException, settings: Sequence[str]) -> str | None:
     """Write failed.json; return one line where that is impossible too, on a full disk say."""
+    # Who refuses a command line writes nothing.
+    from octo_exp.base.files import write_json
+
     try:
         write_json(folder / FILE, {"error": message_of(error), "overrides": list(settings)})
     except UserError as failure:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from omegaconf import DictConfig
 from octo_exp.cli import resume
 from octo_exp.cli.effects import check_effects
 from octo_exp.cli.groups import check_group, group_line_for_hydra
+from octo_exp.cli.help import help_text
 from octo_exp.cli.keys import KeyTree, check_key, made_nodes, missing_plus
 from octo_exp.cli.settings import Setting, check_sweep, parse, read_setting
-from octo_exp.cli.space import ConfigSpace, apply, check_complete, check_hydra, output_folder, resolved
+from octo_exp.cli.space import ConfigSpace, apply, check_complete, check_hydra, resolved, text_at
 from octo_exp.cli.wording import one_line
 from octo_exp.errors import ConfigError
 from octo_exp.trust import packages_said
@@ -32,6 +34,8 @@ def check_arguments(argv: Sequence[str], *, config_dir: str | Path, config_name:
     missing values; what must be given and is not; interpolations that lead nowhere; what Hydra would call and is not
     trusted; an output folder that cannot be made. Swept values are looked at one by one, not as a product.
 
+    --help is answered here: as with argparse, SystemExit follows.
+
     Returns the arguments for Hydra: flags first, and three forms that Hydra alone refuses put into those it takes
     (`+group=x` for a group that is null by default, `group=null`, and `quant.overrides.layer=x` without a '+').
     """
@@ -46,7 +50,7 @@ def check_arguments(argv: Sequence[str], *, config_dir: str | Path, config_name:
         config_dir=_main_dir(flags, config_dir),
         extra_dir=flags.config_dir,
         config_name=flags.config_name or config_name,
-        search_lines=[line for line in flags.overrides if line.lstrip("+").startswith("hydra.searchpath=")],
+        lines=flags.overrides,
     )
     given = [read_setting(line, space) for line in flags.overrides]
     for setting in given:
@@ -79,6 +83,9 @@ def _check_settings(given: Sequence[Setting], flags: Namespace, space: ConfigSpa
         _check_folders(cfg, multirun=multirun)
     elif flags.resolve:
         resolved(cfg)
+    if flags.help:
+        sys.stdout.write(help_text(cfg, space, get_args_parser(), resolve=flags.resolve) + "\n")
+        sys.exit(0)
     # The sweeper's own keys come first, and Hydra has them already.
     rest = iter(keys[sum(not setting.is_group for setting in swept) :])
     return [group_line_for_hydra(s.override, space) if s.is_group else next(rest) for s in given]
@@ -160,7 +167,7 @@ def _force(setting: Setting, master: KeyTree) -> str:
 def _check_folders(cfg: DictConfig, *, multirun: bool) -> None:
     """Raises ConfigError where the run could not write its files."""
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    _check_writable(output_folder(cfg, key), key)
+    _check_writable(Path(text_at(cfg, key)).absolute(), key)
     save_dir = resolved(cfg).get("save_dir")
     if save_dir is not None:
         _check_writable(Path(str(save_dir)).absolute(), "save_dir")

@@ -17,6 +17,7 @@ from octo_exp.base.failures import FILE as FAILURE_FILE
 from octo_exp.base.failures import message_of, user_error, write_failure
 from octo_exp.cli.arguments import check_arguments
 from octo_exp.cli.wording import one_line
+from octo_exp.cli.yaml_reader import use_libyaml
 from octo_exp.errors import FAILED, UserError
 
 INTERRUPTED = 130
@@ -39,6 +40,7 @@ def launch(main: Callable[[], Any], *, config_dir: str | Path, config_name: str 
     """
     for kept in (_exit_codes, _folders, _sweeps, _last_words):
         kept.clear()
+    use_libyaml()
     try:
         with signals.handled():
             sys.argv[1:] = check_arguments(sys.argv[1:], config_dir=config_dir, config_name=config_name)

@@ -1,6 +1,8 @@
 """The space of configs that the yaml files span: groups, options, and composition with one-line errors."""
 
 import contextlib
+import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +11,16 @@ from typing import Any
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from octo_exp.cli.ranges import check_values
@@ -27,20 +31,20 @@ from octo_exp.trust import check_targets
 VERSION_BASE = "1.3"
 # What a broken yaml or an impossible composition raises.
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
+_OPTION = re.compile(r"\w+=\w+")
 
 
 class ConfigSpace:
     """The configs reachable from one root config; read with Hydra's own loader, so both see the same files.
 
-    `search_lines` are the overrides of hydra.searchpath, which decide what there is to find.
+    `lines` are the settings of the command: of hydra.searchpath, which decide what there is to find, and the options
+    that the root config is composed with at once, where nothing but `group=option` is said.
     """
 
-    def __init__(
-        self, *, config_dir: str, extra_dir: str | None, config_name: str, search_lines: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, *, config_dir: str, extra_dir: str | None, config_name: str, lines: Sequence[str] = ()) -> None:
         version.setbase(VERSION_BASE)
         setup_globals()
-        search_path = create_config_search_path(config_dir)
+        search_path = self._search_path = create_config_search_path(config_dir)
         if extra_dir is not None:
             folder = Path(extra_dir).absolute()
             if not folder.is_dir():
@@ -48,17 +52,23 @@ class ConfigSpace:
             search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(search_path)
         self.config_name = config_name.removesuffix(".yaml")
-        self._search_lines = list(search_lines)
+        self._search_lines = [line for line in lines if line.lstrip("+").startswith("hydra.searchpath=")]
+        self._chosen = [line for line in lines if self._is_option(line)]
         self._options: dict[str, list[str]] = {}
-        roots = [name for name in self.loader.get_group_options("") if not name.startswith("_")]
+        roots = [name for name in self.loader.repository.get_group_options("") if not name.startswith("_")]
         # A root config in a subfolder is not in that listing.
         if "/" not in self.config_name and self.config_name not in roots:
             raise unknown("config", self.config_name, roots)
 
+    def _is_option(self, line: str) -> bool:
+        return bool(_OPTION.fullmatch(line)) and line.partition("=")[2] in self.loader.repository.get_group_options(
+            line.partition("=")[0]
+        )
+
     @cached_property
     def root(self) -> DictConfig:
-        """The config with no override; groups that must be chosen are left out."""
-        return self.compose([], RunMode.MULTIRUN)
+        """The config of the options that the command says; groups that must be chosen are left out."""
+        return self.compose(self._chosen, RunMode.MULTIRUN)
 
     @cached_property
     def choices(self) -> dict[str, str | None]:
@@ -71,16 +81,29 @@ class ConfigSpace:
     @cached_property
     def groups(self) -> list[str]:
         """What may stand left of '=' to choose an option, hydra's own groups left out."""
-        folders = [name for name in self.loader.list_groups("") if name != "hydra" and self.options(name)]
+        folders = [name for name in self.folders("") if name != "hydra" and self.options(name)]
         return sorted({*folders, *(name for name in self.choices if not name.startswith("hydra/"))})
 
     def options(self, group: str) -> list[str]:
         """Returns the options of a group; empty where there is no such group."""
         if group not in self._options:
-            paths = ",".join(f"'{path}'" for path in self.root.hydra.searchpath)
-            lines = [f"hydra.searchpath=[{paths}]"] if paths else []
-            self._options[group] = self.loader.get_group_options(group, overrides=lines)
+            self._options[group] = self._repository.get_group_options(group)
         return self._options[group]
+
+    def folders(self, group: str) -> list[str]:
+        """Returns the groups inside a group, of which "" is the outermost."""
+        return list(self._repository.get_group_options(group, ObjectType.GROUP))
+
+    @cached_property
+    def _repository(self) -> ConfigRepository:
+        """Where the files lie, hydra.searchpath included; the loader would copy its own for every question."""
+        paths = list(self.root.hydra.searchpath)
+        if not paths:
+            return self.loader.repository
+        search_path = copy.deepcopy(self._search_path)
+        for path in paths:
+            search_path.append("hydra.searchpath", path)
+        return ConfigRepository(search_path)
 
     def compose(self, lines: Sequence[str], mode: RunMode) -> DictConfig:
         """Composes as Hydra would; ConfigError where that is impossible."""
@@ -88,8 +111,8 @@ class ConfigSpace:
             return self.loader.load_configuration(self.config_name, [*self._search_lines, *lines], mode)
 
     def choose(self, lines: Sequence[str]) -> DictConfig:
-        """Composes the config of these options; with none of them, and nothing that must be chosen, it is the root."""
-        if lines or "???" in self.choices.values():
+        """Composes the config of these options; it is the root where they are its own and nothing must be chosen."""
+        if sorted(lines) != sorted(self._chosen) or "???" in self.choices.values():
             return self.compose(lines, RunMode.RUN)
         return self.root.copy()
 
@@ -108,10 +131,7 @@ def check_hydra(cfg: DictConfig, *, trust: Sequence[str]) -> None:
 
 def job_part(cfg: DictConfig) -> DictConfig:
     """Returns a copy without hydra's node."""
-    job = cfg.copy()
-    with open_dict(job):
-        job.pop("hydra", None)
-    return job
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
 
 def check_complete(cfg: DictConfig) -> dict[str, Any]:
@@ -136,11 +156,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             raise ConfigError(f"{error.full_key}: {one_line(str(error.msg).splitlines()[0])}") from error
 
 
-def output_folder(cfg: DictConfig, key: str) -> Path:
-    """Returns the folder that Hydra is going to create; `key` is hydra.run.dir or hydra.sweep.dir."""
+def text_at(cfg: DictConfig, key: str) -> str:
+    """Returns what Hydra is going to read at a key of its own; ConfigError where that cannot be resolved."""
     with _hydra_config(cfg):
         try:
-            return Path(str(OmegaConf.select(cfg, key))).absolute()
+            return str(OmegaConf.select(cfg, key))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}: {one_line(str(error.msg).splitlines()[0])}") from error
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from octo_exp.cli import arguments, check_arguments
-from octo_exp.cli.space import ConfigSpace
+from octo_exp.cli.space import ConfigSpace, job_part
 from octo_exp.errors import ConfigError
 
 UNKNOWN = {
@@ -201,6 +204,7 @@ SPACES: dict[str, ConfigSpace] = {}
 
 def space_of(**where: Any) -> ConfigSpace:
     """The space of those folders and that root config, composed once: no test changes a file of it."""
+    where["lines"] = [line for line in where["lines"] if "searchpath" in line]
     key = repr(sorted(where.items()))
     if key not in SPACES:
         SPACES[key] = ConfigSpace(**where)
@@ -284,6 +288,33 @@ def test_the_sweep_of_a_config_is_checked_less_what_the_line_replaces(project: P
         check(f"-m -cd {tmp_path} -cn study", project)
     line = f"-m -cd {tmp_path} -cn study model=vgg11 seed=5"
     assert check(line, project) == line.split()
+
+
+def test_options_said_plainly_are_composed_at_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "ConfigSpace", ConfigSpace)
+    composed = []
+    compose = ConfigSpace.compose
+    monkeypatch.setattr(ConfigSpace, "compose", lambda self, *of: composed.append(of) or compose(self, *of))
+    with pytest.raises(ConfigError, match=r"^unknown key 'model.width': known there: classes, dropout, name$"):
+        check("model=vgg11 quant=octo model.width=3", project)
+    assert len(composed) == 1
+
+
+@pytest.mark.parametrize("fields", ["$FLAGS_HELP", "$HYDRA_CONFIG_GROUPS $$ $CONFIG"])
+def test_help_is_what_hydra_fills_into_its_template(fields: str, project: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as left:
+        check_arguments(["--help", "seed=3", f"hydra.help.template='{fields}'"], config_dir=project / "conf")
+    space = space_of(config_dir=str(project / "conf"), extra_dir=None, config_name="train", lines=[])
+    cfg = space.compose(["seed=3", f"hydra.help.template='{fields}'"], RunMode.RUN)
+    expected = Hydra("train", space.loader).get_help(cfg.hydra.help, job_part(cfg), get_args_parser(), resolve=False)
+    assert (left.value.code, capsys.readouterr().out) == (0, f"{expected}\n")
+
+
+@pytest.mark.parametrize("template", ["$WHAT", "costs 3 $", "${nowhere}"])
+def test_a_template_that_cannot_be_filled_is_refused_in_one_line(template: str, project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^hydra.help.template: ") as refused:
+        check_arguments(["--help", f"hydra.help.template='{template}'"], config_dir=project / "conf")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_check_leaves_hydra_as_it_was(project: Path) -> None:

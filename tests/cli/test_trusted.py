@@ -20,6 +20,7 @@ def _in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
 
     def space_of(**where: Any) -> ConfigSpace:
+        where["lines"] = [line for line in where["lines"] if "searchpath" in line]
         key = repr(sorted(where.items()))
         if key not in SPACES:
             SPACES[key] = ConfigSpace(**where)
