@@ -25,11 +25,11 @@ from rich.table import Table
 
 from octo_exp.bench.command import keep
 from octo_exp.bench.subjects import CONF
+from octo_exp.dse.command import build_problem
+from octo_exp.dse.nsga2 import Nsga2
 from octo_exp.errors import UserError
 from octo_exp.hw.search.genetic import Genetic
 from octo_exp.hw.search.scan import Problem, Scan, Search, drive
-from sweeps.dse import build_problem
-from sweeps.nsga2 import Nsga2
 
 SPACE = "++space={rows:{from:1,to:128},cols:{from:1,to:128},dataflow:[os,ws,is]}"
 DEFAULTS = ("data.batch_size=4", "quant.skip=[]", "constraints.processing_elements={max:4096}")

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from octo_exp.base.configs import conf_folder
 from octo_exp.base.files import write_json
 from octo_exp.errors import FailedError, UserError
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 RULES = "head_only:sgd_nomom,mcunet_5fps_99kb:sgd_nomom,mcunet_5fps_99kb:sgd_scale_nomom"
 # Of a step; a factor of 2 apart.
 RATES = "0.025,0.05,0.1"
@@ -133,7 +133,7 @@ def runner(root: Path, overrides: Sequence[str], *, jobs: int, progress: Progres
         folder = root / job.folder
         settings = [*job.settings, *overrides, f"hydra.run.dir={folder}"]
         plain = ["trainer.enable_progress_bar=false", "logger=csv"]
-        command = [sys.executable, str(TRAIN), *settings, *plain]
+        command = [sys.executable, "-m", "octo_exp", "train", *settings, *plain]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         progress.advance(bar)
@@ -177,7 +177,7 @@ def _names(rules: str) -> list[str]:
     # It imports torch, for which --help need not wait.
     from octo_exp.update.rule import OPTIMIZERS
 
-    updates = sorted(path.stem for path in (TRAIN.parent / "conf" / "update").glob("*.yaml"))
+    updates = sorted(path.stem for path in (conf_folder() / "update").glob("*.yaml"))
     for rule in rules.split(","):
         update, _, optimizer = rule.partition(":")
         if update not in updates:

@@ -17,6 +17,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (set(), {"torch"}),
     "quant": ({"kernels"}, {"torch"}),
     "nn": ({"kernels", "quant"}, {"torch"}),
+    "library": ({"kernels", "nn", "quant"}, {"hydra", "omegaconf", "torch"}),
+    "lightning": ({"library", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (
         {"progress"},
@@ -43,6 +45,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "weights": ({"checkpoint", "folder"}, {"safetensors", "torch"}),
     "results": (set(), {"rich"}),
     "cli": ({"identity", "trust"}, {"hydra", "omegaconf", "yaml", "antlr4"}),
+    "sweep": ({"cli"}, {"hydra", "omegaconf", "rich", "yaml"}),
+    "dse": (
+        {"assemble", "cli", "hw", "models", "quant", "trace", "trust"},
+        {"hydra", "matplotlib", "numpy", "omegaconf", "optuna", "rich"},
+    ),
     "posttraining": ({"deploy", "mcu", "ptq", "quant"}, {"torch"}),
     "native": ({"mcu", "posttraining"}, {"torch"}),
     "assemble": (
@@ -76,6 +83,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"assemble", "callbacks", "folder", "identity", "results", "stages", "start", "tracking", "trust"},
         {"hydra", "lightning", "omegaconf"},
     ),
+    "command": (
+        {"cli", "data", "dse", "export", "hw", "mcu", "progress", "run", "sweep"},
+        {"hydra", "omegaconf", "rich", "torch"},
+    ),
+    "__main__": ({"command"}, set()),
     "bench": (
         {
             *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "models", "nn"),

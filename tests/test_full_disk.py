@@ -10,13 +10,13 @@ import pytest
 from octo_exp.bench.command import keep
 from octo_exp.callbacks.cost import _write_csv
 from octo_exp.callbacks.memory import MemoryCallback
+from octo_exp.dse import report as dse_report
 from octo_exp.errors import UserError
 from octo_exp.export import text_numpy
 from octo_exp.hw.scalesim.files import write_all
 from octo_exp.hw.search.state import Store
 from octo_exp.mcu.writer import write_atomically
 from octo_exp.plots import save_compression_figure
-from sweeps import dse_report
 from tests.hw.search_helpers import problem, scan
 
 ROW = {"layer": "a", "macs": 1, "size_bytes_before": 2, "size_bytes_after": 1}

@@ -14,7 +14,7 @@ from lightning import Callback
 from octo_exp import checkpoint, identity
 from octo_exp.base.lock import HeldError, hold
 from octo_exp.errors import UserError
-from sweeps.runs import read_unfinished
+from octo_exp.sweep.runs import read_unfinished
 from tests.run_helpers import SMALL, go
 from tests.test_resume import EVERY, FINE, accompanied, broken_off, numbers
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import nn
 
 from octo_exp.bench import subjects
+from octo_exp.dse import command as dse
 from octo_exp.errors import ConfigError, UserError
 from octo_exp.export.__main__ import main as export
 from octo_exp.export.request import parse, profile_of
@@ -20,7 +21,6 @@ from octo_exp.export.source import read_run
 from octo_exp.run import run
 from octo_exp.trust import check_targets
 from octo_exp.trust.objects import find, home
-from sweeps import dse
 from tests.configs import CONF, compose_copy, composed, options
 from tests.run_helpers import SMALL
 

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from octo_exp.assemble import quantize_net, speed_guard
+from octo_exp.base.configs import conf_folder
 from octo_exp.errors import UserError
 from octo_exp.kernels.api import resolve_impl
 from octo_exp.models.build import build_model
@@ -24,7 +24,7 @@ from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from octo_exp.trust import check_targets
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 PLAIN = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last")
 # Need a C++ compiler, an optional package.
 OPTIONAL = ("fp32_compiled", "torchao_int8")

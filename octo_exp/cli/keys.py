@@ -24,7 +24,7 @@ _OPEN = {*OPEN_MAPPINGS, *_HYDRA_MAPPINGS}
 _LISTS = ("callbacks", "logger")
 _OF_OPTIM = ("scheduler", "interval", "frequency", "monitor")
 # Its own arguments are named by the yaml, but for a flag.
-_OURS = ("octo_exp.", "sweeps.")
+_OURS = ("octo_exp.",)
 _OUR_SCHEDULE = "octo_exp.lit.warmup_cosine"
 
 

@@ -124,13 +124,14 @@ def _exit_stopped(stop: signals.Stopped) -> NoReturn:
 
 
 def _how_to_go_on() -> str:
-    program = Path(sys.argv[0]).name
+    name = Path(sys.argv[0]).name
+    program = ["python", name] if name.endswith(".py") else name.split()
     if _sweeps:
         words = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
-        command = shlex.join(["python", program, *words, f"hydra.sweep.dir={_sweeps[-1]}"])
+        command = shlex.join([*program, *words, f"hydra.sweep.dir={_sweeps[-1]}"])
         return f" in job {len(_folders) - 1}; to go on: {command}"
     if _folders and (_folders[-1] / _CONFIG_FILE).exists():
-        command = shlex.join(["python", program, f"resume={_folders[-1]}"])
+        command = shlex.join([*program, f"resume={_folders[-1]}"])
         return f"; what was done lies in {_folders[-1]}; to go on: {command}"
     return "; nothing was begun"
 

@@ -14,6 +14,8 @@ from octo_exp.identity import counts, flat, may_change
 KEY = "resume"
 AUTO = "auto"
 _CONFIG, _COMMAND, _HYDRA = "config.yaml", Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
+# What belongs to the folder of a run, not to what it is.
+_OF_ONE_RUN = (KEY, "ckpt", "init_from", "train", "trust", "save_dir", "hydra.run.dir", "hydra.sweep.dir")
 # What a setting also sets, by interpolation in conf/.
 _FOLLOWS = {
     "hw": ("callbacks.cost",),
@@ -55,23 +57,42 @@ def _of_folder(words: list[str], own_word: str, folder: Path) -> list[str]:
     for word in words:
         if key_of(word) in ("hydra.run.dir", "save_dir"):
             raise ConfigError(f"'{word}': {KEY}=<folder> writes into that folder; leave {key_of(word)}= out")
-    if not folder.is_dir():
-        raise ConfigError(f"{KEY}={folder}: there is no such folder; give a run's folder, or {KEY}={AUTO}")
-    if not (folder / _CONFIG).is_file():
-        raise ConfigError(f"{KEY}={folder}: the folder holds no {_CONFIG}; give the folder of a run of train.py")
-    if not {"data", "model", "quant", "trainer", "seed"} <= set(_config(folder)):
-        raise ConfigError(f"{KEY}={folder}: its {_CONFIG} is not that of a run; copy the folder again")
+    _run_folder(str(folder), f"{KEY}=")
     beside = [word for word in words if word != own_word]
     for word in beside:
         if word.startswith("~"):
             raise ConfigError(f"'{word}': a run goes on with what it has; leave it out, or start anew with init_from=")
     given = {key_of(word) for word in beside}
     command = [line for line in _command(folder) if key_of(line) not in (*given, KEY, "ckpt", "trust")]
-    place = _quoted(str(folder.absolute()))
+    place = quoted(str(folder.absolute()))
     return [*_roots(folder, words), *command, f"{KEY}={place}", *beside, f"hydra.run.dir={place}"]
 
 
-def _quoted(text: str) -> str:
+def _run_folder(value: str, said: str) -> Path:
+    """Return a run's folder; ConfigError, which begins with what was `said`, where it is none."""
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        remedy = f"give a run's folder, or {KEY}={AUTO}" if said == f"{KEY}=" else "give a run's folder"
+        raise ConfigError(f"{said}{value}: there is no such folder; {remedy}")
+    if not (folder / _CONFIG).is_file():
+        raise ConfigError(f"{said}{value}: the folder holds no {_CONFIG}; give the folder of a run of train.py")
+    if not {"data", "model", "quant", "trainer", "seed"} <= set(_config(folder)):
+        raise ConfigError(f"{said}{value}: its {_CONFIG} is not that of a run; copy the folder again")
+    return folder
+
+
+def evaluation(value: str, beside: Sequence[str]) -> list[str]:
+    """Return the words that test a run's network again: its own settings, those given beside them, a new folder.
+
+    Raises ConfigError where the folder is no run's.
+    """
+    folder = _run_folder(value, "eval ")
+    given = {key_of(word) for word in beside}
+    own = [line for line in _command(folder) if key_of(line) not in (*given, *_OF_ONE_RUN)]
+    return [*_roots(folder, beside), *own, "train=false", f"ckpt={quoted(str(folder.absolute()))}", *beside]
+
+
+def quoted(text: str) -> str:
     """Return text as Hydra's grammar quotes it: a backslash is doubled before a quote and at the end alone."""
     if "${" in text:
         raise ConfigError(f"{KEY}={text}: a name with '${{' in it is read as a setting's; rename the folder")

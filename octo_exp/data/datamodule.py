@@ -13,6 +13,7 @@ from octo_exp.base.files import expanded
 from octo_exp.data.augment import augmentation
 from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, side, split_names
 from octo_exp.data.content import content_of
+from octo_exp.data.decode import decode_alone
 from octo_exp.data.pixels import Rows, Target, chosen_pixels
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.sources import load_split
@@ -277,6 +278,28 @@ class ImageDataModule(LightningDataModule):
         chosen = stratified_indices(labels, images, keyed_generator(Stream.CALIBRATION, self.seed))
         starts = range(0, images, self.batch_size)
         return (self._normalized(pixels[chosen[start : start + self.batch_size]]) for start in starts)
+
+    def prepared(self, encoded: bytes, where: str) -> Tensor:
+        """Anybody's image as evaluation would see it, had it been one of the set's.
+
+        Args:
+            encoded: a file's content.
+            where: names it in an error.
+
+        Returns:
+            [1, C, S, S] float32.
+
+        Raises:
+            UserError: what does not decode, or cannot be brought to the size.
+
+        """
+        varies = None in self.spec.shape
+        pixels = decode_alone(encoded, size=self.kept_size if varies else None, stretch=self.spec.stretch, where=where)
+        target = Target(size=self.kept_size, fit=self.fit, channels=self.channels)
+        try:
+            return self._normalized(target.of(torch.from_numpy(pixels)[None]))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(center_crop(images, self.image_size), mean=self.mean, std=self.std)

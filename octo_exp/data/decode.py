@@ -72,6 +72,27 @@ def decode_images(
         yield pixels
 
 
+def decode_alone(encoded: bytes, *, size: int | None, stretch: bool, where: str) -> np.ndarray:
+    """Decode one image of anybody's, in any number of channels, as RGB.
+
+    Args:
+        encoded: a file's content.
+        size: the side in pixels that it is brought to as `decode_images` brings images of any size; None: its own size.
+        stretch: as there.
+        where: names it in an error.
+
+    Returns:
+        [3, H, W] uint8.
+
+    """
+    square = _rgb if size is None else partial(_square, size=size, stretch=stretch, rgb=True)
+    return _decode(encoded, square, lambda i: where, 0)
+
+
+def _rgb(image: "Image") -> "Image":
+    return image.convert("RGB")
+
+
 def _decode(
     data: bytes | None, square: "Callable[[Image], Image] | None", where: Callable[[int], str], i: int
 ) -> np.ndarray:

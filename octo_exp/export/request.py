@@ -10,13 +10,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from octo_exp.base.configs import conf_folder
 from octo_exp.base.files import expanded
 from octo_exp.errors import ConfigError, UserError
 from octo_exp.export.formats import FORMATS
 from octo_exp.hw.profile import HardwareProfile
 from octo_exp.trust import check_targets, packages_of
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = conf_folder()
 _KEYS = ("format", "run", "output", "hw", "trust")
 # Formats that ask for a device: whether it has room, and what it takes.
 _ON_DEVICES = ("c", "report")

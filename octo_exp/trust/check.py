@@ -16,7 +16,7 @@ def check_targets(cfg: Mapping[str, Any], *, trust: Sequence[str] | str | None =
     """Raise ConfigError, in one line, for the first name in a config that may not stand where it stands.
 
     Looked at is the object found, not how it is spelled: it must be of the kind that its key takes, and come from
-    octo_exp, sweeps, torch, lightning, torchmetrics or a trusted package, which may lie where the command was typed. No
+    octo_exp, torch, lightning, torchmetrics or a trusted package, which may lie where the command was typed. No
     module of any other is imported. Nothing is called.
 
     Args:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 # Whose classes may be named without a word of the user's.
-PACKAGES = ("octo_exp", "sweeps", "torch", "lightning", "torchmetrics")
-_HYDRA = ("hydra", "hydra_plugins", "sweeps")
+PACKAGES = ("octo_exp", "torch", "lightning", "torchmetrics")
+_HYDRA = ("hydra", "hydra_plugins", "octo_exp")
 _LOGGING = ("logging", "colorlog", "rich")
 # Of Python's own library: plain values, which some callbacks take.
 PLAIN = ("datetime.timedelta",)

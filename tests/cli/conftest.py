@@ -85,6 +85,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "octo_exp/base",
         "octo_exp/cli",
         "octo_exp/trust",
+        "octo_exp/command",
+        "octo_exp/sweep",
         "conf/trainer",
         "conf/logger",
         "conf/optim",

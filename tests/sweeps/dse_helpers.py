@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from sweeps import dse
+from octo_exp.dse import command as dse
 from tests.configs import CONF, compose_copy
 
 ROOT = CONF.parent

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from octo_exp.dse import command as dse
 from octo_exp.errors import ConfigError
 from octo_exp.hw.scalesim import read_config, read_topology
 from octo_exp.hw.search.scan import Problem
 from octo_exp.hw.search.state import Store
-from sweeps import dse
 from tests.configs import CONF
 from tests.hw.helpers import GOLDEN
 from tests.sweeps.dse_helpers import FILES, LENET, command, ran, rows, searched

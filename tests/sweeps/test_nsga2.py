@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
+from octo_exp.dse.nsga2 import JOURNAL, Nsga2
 from octo_exp.errors import ConfigError
 from octo_exp.hw.search.objectives import Objectives
 from octo_exp.hw.search.scan import Problem, drive
 from octo_exp.hw.search.space import Space
-from sweeps.nsga2 import JOURNAL, Nsga2
 from tests.hw.helpers import gemm, machine, workload
 from tests.sweeps.dse_helpers import searched
 

@@ -49,7 +49,7 @@ def write(
     """Write all files, dse.json last; return its content."""
     settle_matplotlib()
     # Matplotlib takes a while to import.
-    from sweeps.dse_plot import draw
+    from octo_exp.dse.plot import draw
 
     best, front = archive.best(archive.limit), archive.front()
     if not archive.is_complete:

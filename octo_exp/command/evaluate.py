@@ -1,0 +1,21 @@
+"""`octo eval RUN`: tests a trained network again, with its own settings and those given beside."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from octo_exp.cli.resume import evaluation
+from octo_exp.command import train
+from octo_exp.command.words import path_and_settings
+from octo_exp.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Test the network of the run that is named, in a new folder, and exit."""
+    try:
+        folder, settings = path_and_settings(arguments, what="a run's folder", example="octo eval RUN")
+        words = evaluation(folder, settings)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    train.main(words)

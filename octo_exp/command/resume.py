@@ -1,0 +1,21 @@
+"""`octo resume RUN`: goes on with a run that was broken off, with its own settings."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from octo_exp.cli.resume import quoted
+from octo_exp.command import train
+from octo_exp.command.words import path_and_settings
+from octo_exp.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Go on with the run in the folder that is named, and exit."""
+    try:
+        folder, settings = path_and_settings(arguments, what="a run's folder", example="octo resume RUN")
+        words = [f"resume={quoted(folder)}", *settings]
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    train.main(words)

@@ -1,0 +1,145 @@
+"""The library's verbs: int8 layers for anybody's network, in anybody's training loop."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from octo_exp.base.configs import conf_folder
+from octo_exp.errors import ConfigError, UserError
+from octo_exp.kernels.api import resolve_impl
+from octo_exp.nn import convert
+from octo_exp.nn.layers import QuantLayer
+from octo_exp.nn.steps import StepCounter
+from octo_exp.quant.rounding import Clock
+from octo_exp.quant.scheme import Scheme
+
+
+def scheme(name: str = "octo", **changes: Any) -> Scheme:
+    """Return the scheme of conf/quant/<name>.yaml with changes: `scheme("octo", bits=4, g={"rounding": "stochastic"})`.
+
+    Args:
+        name: what `quant=` takes.
+        changes: fields of the scheme; a mapping changes those of an operand, of `clip` or of `compensation`, null
+            leaves that part out.
+
+    Raises:
+        ConfigError: an unknown scheme or field (with the nearest right one), or a value that the scheme refuses.
+
+    """
+    folder = conf_folder()
+    names = sorted(path.stem for path in (folder / "quant").glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"unknown scheme {name!r}: {_near(name, names)}choose one of {', '.join(names)}")
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            node = compose(overrides=[f"+quant={name}"]).quant
+        _change(node, changes, "")
+        made = instantiate(node, _convert_="all")
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise ConfigError(f"scheme {name!r}: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(made, Scheme):
+        raise ConfigError(f"quant={name} quantises a trained network; a network that trains takes another scheme")
+    return made
+
+
+def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
+    """Set fields of a scheme's node; ConfigError for one that it has not."""
+    for key, value in changes.items():
+        known = [str(name) for name in node if not str(name).startswith("_")]
+        if key not in known:
+            near = _near(f"{prefix}{key}", [prefix + field for field in known])
+            raise ConfigError(f"unknown field '{prefix}{key}' of a scheme: {near}it has {', '.join(known)}")
+        if isinstance(value, Mapping) and OmegaConf.is_dict(node[key]):
+            _change(node[key], value, f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and key not in ("overrides",):
+            raise ConfigError(
+                f"'{prefix}{key}' is null in this scheme, so its fields cannot be changed; start from one that has it"
+            )
+        else:
+            with open_dict(node):
+                node[key] = value
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+def quantize(
+    model: nn.Module,
+    scheme: str | Scheme = "octo",
+    *,
+    impl: str = "auto",
+    seed: int = 0,
+    input_shape: tuple[int, ...] | None = None,
+    **changes: Any,
+) -> nn.Module:
+    """Quantise a network's convolutions and linear layers, in place, and return it.
+
+    Its parameters, their names, hooks and optimizers stay what they were. In training, forward and both backward GEMMs
+    of those layers are computed as the scheme says; what stays float is named in the log. The step that keys all noise
+    advances by itself with every training pass and travels in the state dict.
+
+    Args:
+        model: float32 weights; on the CPU or a CUDA device.
+        scheme: the name of one (`octo_exp.scheme`), or one.
+        impl: kernel implementation: auto, torch, triton or reference.
+        seed: of stochastic rounding.
+        input_shape: (C, H, W) of one image, where layers are lazy or the compensation has parameters per element.
+        changes: of the scheme, as `octo_exp.scheme` takes them.
+
+    Raises:
+        UserError: nothing in the model can be quantised, or it is quantised already; its device has no kernels; an
+            unknown scheme or field.
+
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"quantize takes a torch.nn.Module, got {type(model).__name__}")
+    chosen = resolve(scheme, changes)
+    quantized = [name for name, module in model.named_modules() if isinstance(module, QuantLayer)]
+    if quantized:
+        raise UserError(f"the model is quantised already ({', '.join(quantized[:3])} ...): quantise a float one")
+    clock = Clock(seed=seed)
+    convert.convert(model, chosen, impl=kernels_for(_device_of(model), impl), clock=clock, input_shape=input_shape)
+    if not chosen.is_float:
+        StepCounter(model, clock)
+    return model
+
+
+def resolve(given: str | Scheme, changes: Mapping[str, Any]) -> Scheme:
+    """Return a scheme that is given, or that of a name with changes."""
+    if not isinstance(given, Scheme):
+        return scheme(given, **changes)
+    if changes:
+        raise UserError(f"{', '.join(changes)}: a scheme is changed by octo_exp.scheme(name, ...) before it is given")
+    return given
+
+
+def kernels_for(device: str, impl: str) -> str:
+    """Return the kernel implementation on a type of device; UserError where none computes there."""
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"int8 kernels compute on cpu and cuda, not on {device}: move the model there first")
+    return resolve_impl(impl, device)
+
+
+def _device_of(model: nn.Module) -> str:
+    types = sorted({parameter.device.type for parameter in model.parameters()})
+    if len(types) > 1:
+        raise UserError(f"the model lies on {' and '.join(types)}: move it to one device first")
+    return types[0] if types else "cpu"
+
+
+def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """Return optimizer groups: the model's own parameters at `lr`, LAC's at the scheme's rate, without weight decay."""
+    own, *others = convert.parameter_groups(model)
+    return [{**own, "lr": lr}, *others]

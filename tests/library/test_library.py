@@ -1,0 +1,209 @@
+"""The library's door: what `import octo_exp` gives, and int8 layers in anybody's training loop."""
+
+import copy
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import octo_exp
+from octo_exp.errors import ConfigError, UserError
+from octo_exp.nn.layers import QuantLayer
+from tests.library.strangers import NETS, pictures
+from tests.nn.doors import watched_doors
+
+
+def _noisy(net: nn.Module, seed: int = 0) -> nn.Module:
+    return octo_exp.quantize(net, "int8", seed=seed, g={"rounding": "stochastic"}, skip=[])
+
+
+def _plain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
+
+
+def _gradient(net: nn.Module) -> Tensor:
+    images, labels = pictures(8)
+    net.zero_grad()
+    F.cross_entropy(net(images), labels).backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+def test_the_door_lists_what_it_gives_and_imports_no_torch(root: Path) -> None:
+    code = (
+        "import sys, octo_exp; names = dir(octo_exp); assert 'quantize' in names and 'scheme' in names; "
+        "heavy = {'torch', 'hydra', 'numpy', 'lightning'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_every_name_of_the_door_is_there() -> None:
+    for name in octo_exp.__all__:
+        assert getattr(octo_exp, name) is not None
+    with pytest.raises(AttributeError, match="'quantise'"):
+        octo_exp.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize("scheme", ["int8", "octo"])
+@pytest.mark.parametrize("name", NETS)
+def test_a_strangers_net_learns_in_a_plain_loop_by_int8_products(name: str, scheme: str) -> None:
+    torch.manual_seed(0)
+    net = octo_exp.quantize(NETS[name](), scheme)
+    optimizer = torch.optim.Adam(octo_exp.parameter_groups(net, lr=0.01))
+    images, labels = pictures()
+    losses = []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+
+    with watched_doors() as seen:
+        step()
+    assert set(seen) == {torch.int8}
+    for _ in range(11):
+        step()
+    assert losses[-1] < losses[0]
+    net.eval()
+    assert torch.isfinite(net(images)).all()
+
+
+def test_each_step_of_a_plain_loop_draws_noise_of_its_own_and_a_rerun_the_same() -> None:
+    first, again = _noisy(_plain()), _noisy(_plain())
+    a, b = _gradient(first), _gradient(first)
+    assert not torch.equal(a, b)
+    assert torch.equal(a, _gradient(again))
+    assert torch.equal(b, _gradient(again))
+    assert not torch.equal(a, _gradient(_noisy(_plain(), seed=1)))
+
+
+def test_neither_evaluation_nor_a_pass_without_gradients_is_a_step() -> None:
+    watched, undisturbed = _noisy(_plain()), _noisy(_plain())
+    images, _ = pictures(8)
+    _gradient(watched), _gradient(undisturbed)
+    with torch.no_grad():
+        watched(images)
+        undisturbed.load_state_dict(watched.state_dict())
+    watched.eval()(images)
+    assert torch.equal(_gradient(watched.train()), _gradient(undisturbed))
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net)
+
+
+def _pickled(net: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    found: nn.Module = torch.load(file, weights_only=False)
+    return found
+
+
+def _resumed(net: nn.Module) -> nn.Module:
+    other = _noisy(_plain(), seed=5)
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+@pytest.mark.parametrize("twin_of", [_copied, _pickled, _resumed])
+def test_a_twin_goes_on_as_the_net_would_and_counts_for_itself(twin_of: Callable[[nn.Module], nn.Module]) -> None:
+    net = _noisy(_plain())
+    _gradient(net)
+    twin = twin_of(net)
+    later = [_gradient(net), _gradient(net)]
+    assert torch.equal(later[0], _gradient(twin))
+    assert torch.equal(later[1], _gradient(twin))
+
+
+def test_an_average_of_the_weights_counts_for_itself() -> None:
+    net, alone = _noisy(_plain()), _noisy(_plain())
+    average = torch.optim.swa_utils.AveragedModel(net)
+    _gradient(net), _gradient(alone)
+    average.update_parameters(net)
+    images, _ = pictures(8)
+    average.train()(images)
+    assert torch.equal(_gradient(net), _gradient(alone))
+
+
+def test_a_float_nets_state_loads_and_the_steps_stay() -> None:
+    state = _plain().state_dict()
+    net = _noisy(_plain())
+    expected = [_gradient(net), _gradient(net)]
+    other = _noisy(_plain())
+    assert torch.equal(expected[0], _gradient(other))
+    other.load_state_dict(state, strict=False)
+    assert torch.equal(expected[1], _gradient(other))
+
+
+def test_a_batch_that_is_not_finite_leaves_the_stored_ranges() -> None:
+    net = octo_exp.quantize(_plain(), "octo", skip=[])
+    images, labels = pictures(8)
+    F.cross_entropy(net(images), labels).backward()
+    before = {name: value.clone() for name, value in net.state_dict().items() if "quantizer" in name}
+    broken = images.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    F.cross_entropy(net(broken), labels).backward()
+    after = net.state_dict()
+    assert before
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_schemes_of_the_door_are_those_of_the_yaml_files_with_changes() -> None:
+    plain, changed = octo_exp.scheme("octo"), octo_exp.scheme("octo", bits=4, g={"rounding": "stochastic"}, clip=None)
+    assert (plain.x.bits, plain.g.rounding, plain.clip is None) == (8, "nearest", False)
+    assert (changed.x.bits, changed.w.bits, changed.g.rounding, changed.clip) == (4, 4, "stochastic", None)
+
+
+def test_lac_has_a_learning_rate_of_its_own() -> None:
+    net = octo_exp.quantize(_plain(), "octo", skip=[])
+    own, lac = octo_exp.parameter_groups(net, lr=0.5)
+    assert own["lr"] == 0.5
+    assert (lac["lr"], lac["weight_decay"]) == (0.001, 0.0)
+    assert len(own["params"]) + len(lac["params"]) == len(list(net.parameters()))
+
+
+REFUSALS = {
+    "unknown scheme": (lambda: octo_exp.quantize(_plain(), "oct"), "did you mean 'octo'"),
+    "unknown field": (lambda: octo_exp.quantize(_plain(), bit=4), "did you mean 'bits'"),
+    "unknown field of an operand": (lambda: octo_exp.scheme("int8", g={"roundin": 1}), "did you mean 'g.rounding'"),
+    "fields of a part that is not there": (lambda: octo_exp.scheme("int8", clip={"rho": 1}), "clip' is null"),
+    "a value out of range": (lambda: octo_exp.scheme("int8", bits=9), "bits must be 2 to 8"),
+    "a scheme of trained nets": (lambda: octo_exp.scheme("ptq"), "quantises a trained network"),
+    "nothing to quantise": (lambda: octo_exp.quantize(nn.Sequential(nn.ReLU())), "matches no layer"),
+    "quantised already": (lambda: octo_exp.quantize(_noisy(_plain())), "quantised already"),
+    "no module": (lambda: octo_exp.quantize("vgg11"), "takes a torch.nn.Module"),
+    "no kernels there": (lambda: octo_exp.quantize(_plain().to("meta"), "int8", skip=[]), "not on meta"),
+    "changes of a made scheme": (
+        lambda: octo_exp.quantize(_plain(), octo_exp.scheme("int8"), bits=4),
+        "bits: a scheme",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_is_one_line(case: str) -> None:
+    call, words = REFUSALS[case]
+    with pytest.raises((UserError, ConfigError)) as caught:
+        call()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refused_model_is_left_as_it_was() -> None:
+    net = _plain()
+    with pytest.raises(UserError):
+        octo_exp.quantize(net, "int8", skip=["features.*"])
+    assert not any(isinstance(module, QuantLayer) for module in net.modules())
+    assert not net._forward_pre_hooks

@@ -1,0 +1,89 @@
+"""Int8 layers in a stranger's LightningModule, by a callback of their Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from octo_exp.errors import UserError
+from octo_exp.lightning import Int8
+from octo_exp.nn.layers import QuantLayer
+from tests.library.strangers import NETS, StrangersModule, pictures
+from tests.nn.doors import watched_doors
+
+# Lightning 2.6 counts its own hooks by a deprecated method of torch's.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+
+
+def _fit(folder: Path, name: str, *, epochs: int, ckpt: Path | None = None, **options: Any) -> StrangersModule:
+    torch.manual_seed(0)
+    module = StrangersModule(NETS[name]())
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Int8(**{"scheme": "octo", "g": {"rounding": "stochastic"}, **options})],
+    )
+    trainer.fit(module, DataLoader(TensorDataset(*pictures()), batch_size=16), ckpt_path=ckpt, weights_only=False)
+    trainer.save_checkpoint(folder / f"{epochs}.ckpt")
+    return module
+
+
+def _weights(module: StrangersModule) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(name: str, tmp_path: Path) -> None:
+    with watched_doors() as seen:
+        _fit(tmp_path, name, epochs=1)
+    assert set(seen) == {torch.int8}
+    resumed = _weights(_fit(tmp_path, name, epochs=2, ckpt=tmp_path / "1.ckpt"))
+    unbroken = _weights(_fit(tmp_path, name, epochs=2))
+    assert resumed.keys() == unbroken.keys()
+    assert any("compensator" in key for key in resumed)
+    assert all(torch.equal(value, unbroken[key]) for key, value in resumed.items())
+
+
+def test_layers_are_converted_once_and_optimized_with_their_compensation(tmp_path: Path) -> None:
+    module = _fit(tmp_path, "depthwise", epochs=1)
+    layers = [part for part in module.modules() if isinstance(part, QuantLayer)]
+    assert len(layers) == 3
+    assert all(layer.compensator.theta.abs().sum() > 0 for layer in layers)
+    Int8("octo").setup(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), module, "validate")
+    assert [part for part in module.modules() if isinstance(part, QuantLayer)] == layers
+
+
+def test_what_the_compensation_adds_to_the_loss_is_in_the_gradients(tmp_path: Path) -> None:
+    affine = {"form": "affine", "init_std": 0.5}
+    weak = _fit(tmp_path, "depthwise", epochs=1, compensation={**affine, "decay": 0.0})
+    strong = _fit(tmp_path, "depthwise", epochs=1, compensation={**affine, "decay": 5.0})
+
+    def size(module: StrangersModule) -> float:
+        return sum(
+            float(p.detach().square().sum()) for n, p in module.named_parameters() if n.endswith(("mu", "offset"))
+        )
+
+    assert size(strong) < size(weak)
+
+
+def test_a_checkpoint_of_another_scheme_is_refused_in_one_line(tmp_path: Path) -> None:
+    _fit(tmp_path, "vit", epochs=1)
+    with pytest.raises(UserError, match=r"Int8: x\.bits is 4, and the checkpoint's was 8") as caught:
+        _fit(tmp_path, "vit", epochs=2, ckpt=tmp_path / "1.ckpt", bits=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_name_is_told_where_it_stands() -> None:
+    with pytest.raises(UserError, match="did you mean 'octo'"):
+        Int8("oct")
+    with pytest.raises(UserError, match="did you mean 'bits'"):
+        Int8("octo", bit=4)
