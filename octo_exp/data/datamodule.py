@@ -14,6 +14,7 @@ from octo_exp.data.augment import augmentation
 from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, side, split_names
 from octo_exp.data.content import content_of
 from octo_exp.data.decode import decode_alone
+from octo_exp.data.own import OwnTransforms
 from octo_exp.data.pixels import Rows, Target, chosen_pixels
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.sources import load_split
@@ -60,6 +61,7 @@ class ImageDataModule(LightningDataModule):
         limit_test: None, or that many test images, stratified by class, the same for every seed.
         drop_last: leave out a last, smaller training batch, where there is more than one batch.
         epochs: recommended length of a training, for the trainer's configuration to interpolate.
+        transforms: name -> module for training images, after `augment` (`octo_exp.data.own`); None for none.
 
     Attributes:
         input_shape: (channels, image_size, image_size).
@@ -99,6 +101,7 @@ class ImageDataModule(LightningDataModule):
         limit_test: int | None,
         drop_last: bool,
         epochs: int,
+        transforms: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -116,6 +119,7 @@ class ImageDataModule(LightningDataModule):
         self.drop_last = one_of("drop_last", drop_last, (True, False))
         self.epochs = at_least("epochs", epochs, 1)
         self.augmentation = augmentation(augment)
+        self.own_transforms = OwnTransforms(transforms)
         self.input_shape = (self.channels, self.image_size, self.image_size)
         self.spec = Spec(
             name=name,
@@ -181,6 +185,8 @@ class ImageDataModule(LightningDataModule):
         self._splits["train"] = self._pixels(parts, self.train_names, rows[kept]), labels[kept]
         self._splits["val"] = self._pixels(parts, self.train_names, rows[held_out]), labels[held_out]
         self.train_size = len(labels) - count
+        # What the modules cannot take is told now.
+        self.own_transforms(center_crop(self._splits["train"][0][torch.arange(2)], self.image_size), seed=0)
 
     def _setup_test(self) -> None:
         parts = self._load(self.test_names)
@@ -254,6 +260,7 @@ class ImageDataModule(LightningDataModule):
         if key and self.trainer is not None and self.trainer.training:
             generator = keyed_generator(Stream.AUGMENT, self.seed, *key[0])
             images = self.augmentation(images, size=self.image_size, generator=generator)
+            images = self.own_transforms(images, keyed_generator(Stream.OWN, self.seed, *key[0]).initial_seed())
         return self._normalized(images), labels
 
     def calibration_batches(self, images: int) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     LIMIT = 3
     DIGITS_TEST_SPLIT = 4
     CALIBRATION = 5
+    OWN = 6
 
 
 def keyed_generator(stream: Stream, *key: int) -> torch.Generator:

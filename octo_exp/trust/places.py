@@ -47,6 +47,8 @@ _PARTS_OF_TRAINER = (
 # The first that fits counts.
 _PLACES = (
     Place(key=("model",), takes=(_MODULE, _GRAPH), inside=(_MODULE,)),
+    Place(key=("data", "transforms", "*"), takes=(_MODULE,), inside=(_MODULE,)),
+    Place(key=("source", "transforms", "*"), takes=(_MODULE,), inside=(_MODULE,)),
     Place(key=("data",), takes=(_DATA,), inside=("octo_exp.data.*",)),
     Place(key=("source",), takes=(_DATA,), inside=("octo_exp.data.*",)),
     Place(
