@@ -47,8 +47,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "native": ({"mcu", "posttraining"}, {"torch"}),
     "assemble": (
         {
-            *("callbacks", "checkpoint", "data", "hw", "kernels", "lit", "loops", "mcu", "models", "native", "nn"),
-            *("posttraining", "progress", "quant", "tracking", "update", "weights"),
+            *("callbacks", "checkpoint", "data", "folder", "hw", "kernels", "lit", "loops", "mcu", "models", "native"),
+            *("nn", "posttraining", "progress", "quant", "tracking", "trust", "update", "weights"),
         },
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),
