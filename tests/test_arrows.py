@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "mcu": ({"kernels"}, {"torch", "numpy"}),
     "progress": (set(), {"rich"}),
-    "ptq": ({"kernels", "quant", "mcu", "progress"}, {"torch", "numpy"}),
+    "ptq": ({"kernels", "quant", "mcu", "nn", "progress"}, {"torch", "numpy"}),
     "deploy": ({"kernels", "mcu"}, {"torch", "numpy"}),
     "update": ({"mcu"}, {"torch"}),
     "hw": (set(), {"numpy"}),
