@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "mcu": ({"kernels"}, {"torch", "numpy"}),
     "progress": (set(), {"rich"}),
-    "ptq": ({"kernels", "quant", "mcu", "progress"}, {"torch", "numpy"}),
+    "ptq": ({"kernels", "quant", "mcu", "nn", "progress"}, {"torch", "numpy"}),
     "deploy": ({"kernels", "mcu"}, {"torch", "numpy"}),
     "update": ({"mcu"}, {"torch"}),
     "hw": (set(), {"numpy"}),
@@ -54,8 +54,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "native": ({"mcu", "posttraining"}, {"torch"}),
     "assemble": (
         {
-            *("callbacks", "checkpoint", "data", "hw", "kernels", "lit", "loops", "mcu", "models", "native", "nn"),
-            *("posttraining", "progress", "quant", "tracking", "update", "weights"),
+            *("callbacks", "checkpoint", "data", "folder", "hw", "kernels", "lit", "loops", "mcu", "models", "native"),
+            *("nn", "posttraining", "progress", "quant", "tracking", "trust", "update", "weights"),
         },
         {"hydra", "lightning", "omegaconf", "rich", "torch"},
     ),

@@ -2,13 +2,21 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from octo_exp.assemble.construct import construct
+from octo_exp.assemble.nets import native_net
 from octo_exp.errors import UserError
+from octo_exp.export.graph import graph_of
+from octo_exp.export.source import read_run
+from octo_exp.mcu.graph import McuNet
+from octo_exp.models.build import build_model
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
 from octo_exp.run import run
@@ -80,15 +88,53 @@ def test_a_run_that_trains_goes_on_with_a_warning(lac, tmp_path, caplog, name):
         assert torch.equal(theirs[key], ours[key])
 
 
-@pytest.mark.parametrize("settings", [("ptq", "train=false"), ("native", "train=false"), ("native", "update=last_k")])
-def test_what_would_be_quantised_without_it_is_refused(lac, tmp_path, settings):
-    name, *rest = settings
+def test_what_would_be_quantised_without_it_is_refused(lac, tmp_path):
     with pytest.raises(UserError) as caught:
-        go(tmp_path, f"quant={name}", *rest, f"init_from={lac}")
+        go(tmp_path, "quant=ptq", "train=false", f"init_from={lac}")
     assert str(caught.value) == (
-        f"init_from: {lac / 'checkpoints/last.ckpt'} was trained with compensation (LAC), which quant={name} leaves "
+        f"init_from: {lac / 'checkpoints/last.ckpt'} was trained with compensation (LAC), which quant=ptq leaves "
         "out; quantise it with python -m octo_exp.export, which folds it into the biases"
     )
+
+
+def native_of(folder: Path, start: Path, *settings: str) -> McuNet:
+    cfg = composed(*TINY, "quant=native", f"init_from={start}", *settings, save_dir=folder)
+    datamodule = construct("data", cfg.data)
+    datamodule.setup()
+    net, _, _ = native_net(cfg, construct("quant", cfg.quant), build_model(cfg.model), datamodule)
+    return net
+
+
+@pytest.mark.parametrize("quant", [("quant=lac",), ("quant=octo",), ("quant=lac", "quant.compensation.form=affine")])
+def test_an_int8_graph_starts_from_the_integers_that_an_export_makes(tmp_path, quant):
+    go(tmp_path / "run", *quant, "optim.optimizer.lr=0.05")
+    source = read_run(str(tmp_path / "run"))
+    layers = [layer for layer in source.net.modules() if getattr(layer, "compensator", None) is not None]
+    assert any(layer.constant_compensation().abs().max() > 0 for layer in layers)
+    found = native_of(tmp_path, tmp_path / "run").spec
+    wanted = graph_of(source, calibration=composed("quant=native").quant.calibration, profile=None).original
+    for ours, theirs in zip((*found.convs, found.classifier), (*wanted.convs, wanted.classifier), strict=True):
+        assert np.array_equal(ours.weight, theirs.weight)
+        assert np.array_equal(ours.bias, theirs.bias)
+        assert (ours.x_scale, ours.y_scale, ours.y_zero) == (theirs.x_scale, theirs.y_scale, theirs.y_zero)
+
+
+def test_a_graph_of_such_a_run_trains(lac, tmp_path):
+    rule = ("update=last_k", "update.sparse.n_bias=2", "update.sparse.ratio=0.5", "optim.scheduler=null")
+    assert go(tmp_path, "quant=native", *rule, f"init_from={lac}")["steps"] > 0
+
+
+def test_a_checkpoint_without_its_config_cannot_be_folded(lac, tmp_path):
+    shutil.copy(lac / "checkpoints/last.ckpt", tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="its run, which is needed to fold it, is not beside it; give the folder"):
+        native_of(tmp_path / "run", tmp_path / "last.ckpt")
+    (tmp_path / "config.yaml").write_text("quant: {_target_: os.system, command: exit}")
+    with pytest.raises(UserError, match=r"^init_from: .*config.yaml: .*os.system") as caught:
+        native_of(tmp_path / "run", tmp_path / "last.ckpt")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.yaml").write_bytes(Path(lac / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match="another model, scheme or data set"):
+        native_of(tmp_path / "run", tmp_path / "last.ckpt", "model.width=5")
 
 
 def test_a_checkpoint_of_such_a_run_is_evaluated(lac, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from octo_exp.assemble.compensated import start_compensated
 from octo_exp.assemble.config import choice
 from octo_exp.base.caches import cache_folder
 from octo_exp.errors import UserError
@@ -20,7 +21,7 @@ from octo_exp.nn.select import Selection, all_float
 from octo_exp.progress import with_progress
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
-from octo_exp.weights import check_no_compensation, checkpoint_path, given, speed_guard_of, start_from
+from octo_exp.weights import check_no_compensation, checkpoint_path, given, is_compensated, speed_guard_of, start_from
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +67,12 @@ def native_net(
     """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
     weights = None if cfg.init_from is None else given(cfg.init_from)
     path, state = (None, None) if weights is None else (weights.path, weights.state)
-    _check_native(cfg, model, state, where=str(path))
+    _check_native(cfg, model, state)
     if isinstance(model, nn.Module):
         _check_shapes(model, datamodule)
-        if state is not None and set(model.state_dict()) <= set(state):
+        if weights is not None and is_compensated(weights.state):
+            model, state = start_compensated(cfg, weights, model, datamodule), None
+        elif state is not None and set(model.state_dict()) <= set(state):
             start_from(model, state, where=str(path))
             state = None
     net = native.graph(model, datamodule)
@@ -86,7 +89,7 @@ def native_net(
     return net, Selection(quantized=names, floats=floats), None
 
 
-def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None, *, where: str) -> None:
+def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None) -> None:
     """Refuse settings that an int8 graph would not follow."""
     name = choice("model", cfg)
     if str(cfg.trainer.precision) not in ("32-true", "32"):
@@ -108,8 +111,6 @@ def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None, *, 
         if cfg.ckpt is not None:
             remedy = "give the init_from= of the run that goes on"
         raise UserError(f"quant=native quantises a trained network, and model={name} starts from nothing; {remedy}")
-    if state is not None:
-        check_no_compensation(state, where=where, quant="native")
 
 
 def speed_guard(net: nn.Module, scheme: Scheme, *, impl: str, input_shape: tuple[int, ...], batch_size: int) -> Verdict:

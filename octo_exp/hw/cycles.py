@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.errors import UserError
-from octo_exp.hw.exact import LIMIT, ceil_quotient, product, shown
+from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product, shown
 
 DATAFLOWS = ("os", "ws", "is")
 CONVENTIONS = ("exact", "scalesim")
@@ -125,7 +125,8 @@ def gemm_cycles(
 
     """
     rates = _rates(rate, convention)
-    return _cycles(_fold(_problem(m, n, k, rows, cols), choice_codes(dataflow), rates), rates, convention)
+    folds = _fold(_problem(m, n, k, rows, cols), choice_codes(dataflow), rates)
+    return _cycles(folds, _slowed(folds.lines, rates), convention)
 
 
 def gemm_cost(
@@ -143,11 +144,12 @@ def gemm_cost(
     rates = _rates(rate, convention)
     problem = _problem(m, n, k, rows, cols)
     folds = _fold(problem, choice_codes(dataflow), rates)
-    cycles = _cycles(folds, rates, convention)
+    lines = _slowed(folds.lines, rates)
+    cycles = _cycles(folds, lines, convention)
     macs = problem.m * problem.n * problem.k
     elements = problem.rows * problem.cols
     mapping = folds.spatial_rows * folds.spatial_cols / (folds.row_folds * folds.col_folds * elements)
-    charged = _charged_lines(problem, folds, rates, convention)
+    charged = _charged_lines(problem, folds, lines, convention)
     ifmap, filters, ofmap_reads, ofmap_writes = _sram_words(problem, folds, convention)
 
     def whole(values: IntArray) -> IntArray:
@@ -224,7 +226,8 @@ def _fold(problem: _Problem, choice: IntArray, rates: FloatArray) -> _Folds:
     free = choice == len(DATAFLOWS)
     if not free.any():
         return _laid_out(problem, choice)
-    each = [_cycles(_laid_out(problem, np.asarray(code)), rates, "exact") for code in range(len(DATAFLOWS))]
+    laid_out = [_laid_out(problem, np.asarray(code)) for code in range(len(DATAFLOWS))]
+    each = [_cycles(folds, _slowed(folds.lines, rates), "exact") for folds in laid_out]
     best = np.argmin(np.stack(np.broadcast_arrays(*each)), axis=0)
     return _laid_out(problem, np.where(free, best, choice))
 
@@ -242,17 +245,17 @@ def _laid_out(problem: _Problem, dataflow: IntArray) -> _Folds:
         spatial_rows=spatial_rows,
         spatial_cols=spatial_cols,
         temporal=temporal,
-        row_folds=-(-spatial_rows // rows),
-        col_folds=-(-spatial_cols // cols),
+        row_folds=ceil_ratio(spatial_rows, rows).astype(np.int64),
+        col_folds=ceil_ratio(spatial_cols, cols).astype(np.int64),
         lines=temporal + (preload + rows + cols - 2),
     )
 
 
-def _cycles(folds: _Folds, rates: FloatArray, convention: str) -> IntArray:
-    if convention == "scalesim":
-        return product("cycles", _CHECK_SIZE, folds.row_folds * folds.col_folds, folds.lines) - 1
-    lines = _slowed(folds.lines, rates)
-    return product("cycles", f"{_CHECK_SIZE}, {_CHECK_RATE}", folds.row_folds * folds.col_folds, lines)
+def _cycles(folds: _Folds, lines: IntArray, convention: str) -> IntArray:
+    """Cycles of all folds, from those that the lines of one take."""
+    remedy = _CHECK_SIZE if convention == "scalesim" else f"{_CHECK_SIZE}, {_CHECK_RATE}"
+    cycles = product("cycles", remedy, folds.row_folds * folds.col_folds, lines)
+    return cycles - 1 if convention == "scalesim" else cycles
 
 
 def _slowed(lines: IntArray, rates: FloatArray) -> IntArray:
@@ -262,10 +265,10 @@ def _slowed(lines: IntArray, rates: FloatArray) -> IntArray:
     return ceil_quotient(lines, rates, "cycles", _CHECK_RATE)
 
 
-def _charged_lines(problem: _Problem, folds: _Folds, rates: FloatArray, convention: str) -> IntArray:
+def _charged_lines(problem: _Problem, folds: _Folds, lines: IntArray, convention: str) -> IntArray:
     if convention == "exact":
-        return _slowed(folds.lines, rates)
-    return folds.lines + np.where(folds.dataflow == 0, 0, problem.cols - 1)
+        return lines
+    return lines + np.where(folds.dataflow == 0, 0, problem.cols - 1)
 
 
 def _sram_words(problem: _Problem, folds: _Folds, convention: str) -> tuple[IntArray, IntArray, IntArray, IntArray]:

@@ -46,35 +46,59 @@ def check(counts: NDArray[Any], unit: str, remedy: str) -> None:
 
 
 def product(unit: str, remedy: str, *factors: IntArray) -> IntArray:
-    """Product of arrays that broadcast, each below LIMIT; `UserError` where it reaches LIMIT."""
+    """Product of arrays that broadcast, each in 0..LIMIT - 1; `UserError` where it reaches LIMIT."""
+    # Where the largest factors stay below, so does every product, and none is looked at.
+    bounded = math.prod(_largest(factor) for factor in factors) < LIMIT
     exact = factors[0]
     for factor in factors[1:]:
-        # A float product cannot wrap, and is exact or at least LIMIT.
-        check(np.multiply(exact, factor, dtype=np.float64), unit, remedy)
+        if not bounded:
+            # A float product cannot wrap, and is exact or at least LIMIT.
+            check(np.multiply(exact, factor, dtype=np.float64), unit, remedy)
         exact = exact * factor
     return np.asarray(exact, np.int64)
 
 
+def _largest(counts: IntArray) -> int:
+    return int(counts.max(initial=1))
+
+
 def sum_rows(each: IntArray, unit: str, remedy: str) -> IntArray:
-    """Sum over GEMMs of counts below LIMIT, [P, L] -> [P]; `UserError` where it reaches LIMIT."""
+    """Sum over GEMMs of counts in 0..LIMIT - 1, [P, L] -> [P]; `UserError` where it reaches LIMIT."""
     # Row by row, so that a machine's figure does not depend on its neighbours.
     rows = np.ascontiguousarray(each)
-    check(rows.sum(axis=1, dtype=np.float64), unit, remedy)
+    if _largest(rows) * rows.shape[1] >= LIMIT:
+        check(rows.sum(axis=1, dtype=np.float64), unit, remedy)
     return np.asarray(rows.sum(axis=1))
+
+
+def ceil_ratio(top: Any, bottom: Any) -> FloatArray:
+    """ceil(top / bottom), exact for whole numbers 0 <= top < LIMIT and bottom >= 1, as floats.
+
+    Integers divide many times slower. A quotient above a whole number n is at least n + 1 / bottom; it could only be
+    rounded down to n where n * bottom >= LIMIT, which is more than `top`.
+    """
+    return np.asarray(np.ceil(top / bottom))
 
 
 def ceil_quotient(top: IntArray, bottom: FloatArray, unit: str, remedy: str) -> IntArray:
     """ceil(top / bottom), exact for 0 <= top < LIMIT and bottom > 0, or infinite; `UserError` where it reaches LIMIT.
 
-    Rounding can bring a quotient down to a whole number, never past one. Whether it did so is told by the exact product
-    of that whole number and `bottom`, as the sum of two floats (Dekker).
+    Rounding can bring a quotient down to a whole number, never past one, and only where `bottom` is neither whole nor a
+    power of two. Whether it did so is told by the exact product of that whole number and `bottom`, as the sum of two
+    floats (Dekker).
     """
     quotient = np.asarray(top / bottom)
     check(quotient, unit, remedy)
-    whole = np.ceil(quotient)
-    finite = np.where(np.isinf(bottom), 1.0, bottom)
-    near, rest = _exact_product(whole, finite)
-    return np.asarray(whole + (np.isfinite(bottom) & (near - top + rest < 0)), np.int64)
+    whole = np.asarray(np.ceil(quotient))
+    rounding = np.floor(bottom) != bottom
+    if rounding.any():
+        rounding = rounding & (np.frexp(bottom)[0] != 0.5)
+    if rounding.any():
+        doubtful = rounding & (quotient == whole)
+        tops, bottoms = (np.broadcast_to(side, whole.shape)[doubtful] for side in (top, bottom))
+        near, rest = _exact_product(whole[doubtful], bottoms)
+        whole[doubtful] += near - tops + rest < 0
+    return np.asarray(whole, np.int64)
 
 
 def _exact_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,5 +1,6 @@
 """Many machines at once, as columns that broadcast against the GEMMs of a workload."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -92,6 +93,7 @@ class Machines:
         return np.where(width == 0, 1.0, np.where(width == 1, self.bf16_macs_per_pe_cycle, self.fp32_macs_per_pe_cycle))
 
 
+@functools.cache
 def field_names() -> tuple[str, ...]:
     """The fields of a profile that the model reads."""
     return tuple(item.name for item in fields(Machines))
@@ -114,6 +116,8 @@ def _column(name: str, values: ArrayLike) -> Any:
 
 def _check_bounds(name: str, column: NDArray[np.float64], low: float, high: float) -> None:
     """Raise `UserError` where a machine cannot have a number; NaN stands for what it need not have."""
+    if column.size and low <= column.min() and column.max() <= high:
+        return
     missing = np.isnan(column) & (name in _OPTIONAL)
     unlimited = np.isinf(column) & (name == "dram_bytes_per_cycle") & (column > 0)
     wrong = ~((column >= low) & (column <= high)) & ~missing & ~unlimited

@@ -1,6 +1,7 @@
 """A machine as the cost model sees it: array, vector unit, clock, memories, and where each number is from."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,7 @@ def check_field(title: str, name: str, value: object) -> None:
     check_number(title, name, value, whole=rule["whole"], low=rule["low"], high=rule["high"])
 
 
+@functools.cache
 def number_rule(name: str) -> Mapping[str, Any]:
     """How the number in a field is checked: `whole`, `low` and `high`, and `optional` where it may be None."""
     return next(item.metadata for item in dataclasses.fields(HardwareProfile) if item.name == name)

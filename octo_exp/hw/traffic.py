@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.hw.cycles import GemmCost
-from octo_exp.hw.exact import ceil_quotient, check, product
+from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, check, product
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.workload import GemmArrays
 
@@ -69,6 +69,8 @@ class Traffic:
 
     def times(self, count: IntArray) -> "Traffic":
         """Return the bytes of `count` such products; `UserError` from 2**53 on."""
+        if (count == 1).all():
+            return self
         product(_BYTES, "batch_size", self.total, count)
         return Traffic(**{f.name: getattr(self, f.name) * count for f in fields(self)})
 
@@ -76,44 +78,47 @@ class Traffic:
 class _Share(NamedTuple):
     """The share of a whole fold; a pair, because a rounded quotient would not fit where the true one just does."""
 
-    taken: Any
-    extent: Any
+    taken: FloatArray
+    extent: FloatArray
 
-
-_ALL = _Share(1, 1)
+    @classmethod
+    def of(cls, side: IntArray, extent: FloatArray) -> "_Share":
+        """Return the share that one side of the array takes of an extent."""
+        return cls(np.minimum(side.astype(np.float64), extent), extent)
 
 
 class _Operand(NamedTuple):
-    """Bytes of an operand or of the result, and of the half of its memory."""
+    """Bytes of an operand or of the result, and of the half of its memory: whole numbers, as floats for their speed."""
 
-    size: IntArray
-    half: IntArray
+    size: FloatArray
+    half: FloatArray
 
-    def part(self, share: _Share) -> Any:
+    def part(self, share: _Share) -> FloatArray:
         """Bytes of this share of it, the last one whole; a fraction of a byte fits where the whole one does."""
-        if share is _ALL:
-            return self.size
+        if np.max(self.size) * np.max(share.taken) < LIMIT:
+            return ceil_ratio(self.size * share.taken, share.extent)
         # size * taken / extent, in parts that cannot wrap.
-        whole, rest = np.divmod(self.size, share.extent)
-        return whole * share.taken - (-(rest * share.taken) // share.extent)
+        size, taken, extent = (item.astype(np.int64) for item in (self.size, *share))
+        whole, rest = np.divmod(size, extent)
+        return np.asarray(whole * taken - (-(rest * taken) // extent), np.float64)
 
-    def fits(self, share: _Share = _ALL) -> Any:
-        """Whether this share of it fits."""
-        return self.part(share) <= self.half
+    def fits(self, part: FloatArray | None = None) -> Any:
+        """Whether it fits, or a part of so many bytes."""
+        return (self.size if part is None else part) <= self.half
 
-    def pieces(self, share: _Share = _ALL) -> Any:
-        """The least number of equal pieces of this share of it that fit one at a time."""
-        return -(-self.part(share) // self.half)
+    def pieces(self, part: FloatArray | None = None) -> Any:
+        """The least number of equal pieces, at least one, of it or a part of so many bytes that fit one at a time."""
+        return np.maximum(ceil_ratio(self.size if part is None else part, self.half), 1)
 
 
 class _Layout(NamedTuple):
     """Folds along rows and columns, the share of a whole one, and the streamed extent."""
 
-    row_folds: Any
-    col_folds: Any
+    row_folds: FloatArray
+    col_folds: FloatArray
     row_share: _Share
     col_share: _Share
-    temporal: Any
+    temporal: FloatArray
 
 
 class _Moves(NamedTuple):
@@ -136,14 +141,13 @@ def dram_traffic(gemms: GemmArrays, machines: Machines, cost: GemmCost, *, conve
     if not cost.cycles.size:
         return Traffic(**{item.name: np.zeros(cost.cycles.shape, np.int64) for item in fields(Traffic)})
     by_output, by_input = cost.dataflow == 0, cost.dataflow == 2
-    spatial_rows = np.where(by_output, gemms.m, gemms.k)
-    spatial_cols = np.where(by_input, gemms.m, gemms.n)
+    m, n, k = (extent.astype(np.float64) for extent in (gemms.m, gemms.n, gemms.k))
     layout = _Layout(
-        row_folds=cost.row_folds,
-        col_folds=cost.col_folds,
-        row_share=_Share(np.minimum(machines.rows, spatial_rows), spatial_rows),
-        col_share=_Share(np.minimum(machines.cols, spatial_cols), spatial_cols),
-        temporal=np.where(by_output, gemms.k, np.where(by_input, gemms.n, gemms.m)),
+        row_folds=cost.row_folds.astype(np.float64),
+        col_folds=cost.col_folds.astype(np.float64),
+        row_share=_Share.of(machines.rows, np.where(by_output, m, k)),
+        col_share=_Share.of(machines.cols, np.where(by_input, m, n)),
+        temporal=np.where(by_output, k, np.where(by_input, n, m)),
     )
     a, b, out = _operands(gemms, machines)
     moves = []
@@ -154,69 +158,77 @@ def dram_traffic(gemms: GemmArrays, machines: Machines, cost: GemmCost, *, conve
     if by_input.any():
         changed = _held(b, a, out, layout)
         moves.append((by_input, _Moves(a=changed.b, b=changed.a, spills=changed.spills)))
-    return _bytes(gemms, _chosen(moves))
+    return _bytes(gemms, (a, b, out), _chosen(moves))
 
 
 def vector_traffic(gemms: GemmArrays, machines: Machines) -> Traffic:
     """Bytes of each GEMM on each machine's vector unit."""
     lanes = machines.lanes
+    m, n, k = (extent.astype(np.float64) for extent in (gemms.m, gemms.n, gemms.k))
     layout = _Layout(
-        row_folds=gemms.m,
-        col_folds=-(-gemms.n // lanes),
-        row_share=_Share(1, gemms.m),
-        col_share=_Share(np.minimum(lanes, gemms.n), gemms.n),
-        temporal=gemms.k,
+        row_folds=m,
+        col_folds=ceil_ratio(n, lanes),
+        row_share=_Share.of(np.ones_like(lanes), m),
+        col_share=_Share.of(lanes, n),
+        temporal=k,
     )
-    return _bytes(gemms, _output_stationary(*_operands(gemms, machines), layout))
+    operands = _operands(gemms, machines)
+    return _bytes(gemms, operands, _output_stationary(*operands, layout))
 
 
 def stall_cycles(compute: IntArray, traffic: IntArray, folds: IntArray, bytes_per_cycle: FloatArray) -> IntArray:
     """Cycles that a unit waits in `compute` cycles of `folds` folds that move `traffic` bytes; arrays broadcast."""
     transfer = ceil_quotient(traffic, bytes_per_cycle, "cycles", "dram_bytes_per_cycle")
     # The least whole number that is not below the model's real one: ceil(D / (F W)) = ceil(ceil(D / W) / F).
-    waiting: IntArray = np.maximum(-(-transfer // folds), transfer - compute)
+    waiting: IntArray = np.maximum(ceil_ratio(transfer, folds).astype(np.int64), transfer - compute)
     return waiting
 
 
 def _operands(gemms: GemmArrays, machines: Machines) -> tuple[_Operand, _Operand, _Operand]:
     """a, b and the result with its partial sums."""
-    return (
-        _Operand(gemms.elements_a * gemms.bytes_a, machines.half_bytes("ifmap")),
-        _Operand(gemms.elements_b * gemms.bytes_b, machines.half_bytes("filter")),
-        _Operand(gemms.m * gemms.n * gemms.bytes_out, machines.half_bytes("ofmap")),
+    sizes = {
+        "ifmap": gemms.elements_a * gemms.bytes_a,
+        "filter": gemms.elements_b * gemms.bytes_b,
+        "ofmap": gemms.m * gemms.n * gemms.bytes_out,
+    }
+    # Each is moved as a whole; as floats they are exact where they are not refused.
+    for size in sizes.values():
+        check(size, _BYTES, "batch_size")
+    a, b, out = (
+        _Operand(size.astype(np.float64), machines.half_bytes(name).astype(np.float64)) for name, size in sizes.items()
     )
+    return a, b, out
 
 
 def _output_stationary(a: _Operand, b: _Operand, out: _Operand, at: _Layout) -> _Moves:
     """The best loop order of os."""
-    a_strips, b_strips = np.maximum(a.pieces(at.row_share), 1), np.maximum(b.pieces(at.col_share), 1)
+    strip_a, strip_b = a.part(at.row_share), b.part(at.col_share)
+    strips_a, strips_b = a.pieces(strip_a), b.pieces(strip_b)
     again_a, again_b = np.where(a.fits(), 1, at.col_folds), np.where(b.fits(), 1, at.row_folds)
+    # The inner loop's operand is kept whole, piece by piece, the outer one's strip by strip.
+    pieces = np.minimum(np.maximum(b.pieces(), strips_a), np.maximum(a.pieces(), strips_b))
     orders = (
-        _Moves(np.where(a.fits(at.row_share), 1, at.col_folds), again_b, 0),
-        _Moves(again_a, np.where(b.fits(at.col_share), 1, at.row_folds), 0),
-        _Moves(1, again_b, _leaving(out, a_strips, at.row_share, at)),
-        _Moves(again_a, 1, _leaving(out, b_strips, at.col_share, at)),
-        # The inner loop's operand is kept whole, piece by piece, the outer one's strip by strip.
-        _Moves(
-            1,
-            1,
-            _leaving(out, np.minimum(np.maximum(b.pieces(), a_strips), np.maximum(a.pieces(), b_strips)), _ALL, at),
-        ),
+        _Moves(np.where(a.fits(strip_a), 1, at.col_folds), again_b, 0),
+        _Moves(again_a, np.where(b.fits(strip_b), 1, at.row_folds), 0),
+        _Moves(1, again_b, _leaving(out.fits(out.part(at.row_share)), strips_a, at)),
+        _Moves(again_a, 1, _leaving(out.fits(out.part(at.col_share)), strips_b, at)),
+        _Moves(1, 1, _leaving(out.fits(), pieces, at)),
     )
     return _fewest(orders, a, b, out)
 
 
-def _leaving(out: _Operand, pieces: Any, share: _Share, at: _Layout) -> Any:
-    """How often partial sums leave between so many pieces of T, of a line at least."""
-    return np.where(pieces <= at.temporal, np.where(out.fits(share), 0, pieces - 1), np.inf)
+def _leaving(fits: Any, pieces: Any, at: _Layout) -> Any:
+    """How often partial sums leave between so many pieces of T, of a line at least; never where they fit."""
+    return np.where(pieces <= at.temporal, np.where(fits, 0, pieces - 1), np.inf)
 
 
 def _held(a: _Operand, b: _Operand, out: _Operand, at: _Layout) -> _Moves:
     """The best loop order where b stays in the PEs and a streams: ws."""
     folds_a, folds_out = at.col_folds, at.row_folds - 1
-    cols_outer = _Moves(np.where(a.fits(), 1, folds_a), 1, np.where(out.fits(at.col_share), 0, folds_out))
-    rows_outer = _Moves(np.where(a.fits(at.row_share), 1, folds_a), 1, np.where(out.fits(), 0, folds_out))
-    for_out = np.maximum(out.pieces(at.col_share), 1)
+    strip_a, strip_out = a.part(at.row_share), out.part(at.col_share)
+    cols_outer = _Moves(np.where(a.fits(), 1, folds_a), 1, np.where(out.fits(strip_out), 0, folds_out))
+    rows_outer = _Moves(np.where(a.fits(strip_a), 1, folds_a), 1, np.where(out.fits(), 0, folds_out))
+    for_out = out.pieces(strip_out)
     for_both = np.maximum(for_out, a.pieces())
     few = _Moves(folds_a, _readings(b, for_out, at), 0)
     many = _Moves(1, _readings(b, for_both, at), 0)
@@ -234,7 +246,7 @@ def _fewest(orders: tuple[_Moves, ...], a: _Operand, b: _Operand, out: _Operand)
     for order in orders[1:]:
         total = _moved(order, a, b, out)
         fewer = total < least
-        best = _Moves(*(np.where(fewer, new, old) for new, old in zip(order, best, strict=True)))
+        best = _selected(fewer, order, best)
         least = np.minimum(total, least)
     return best
 
@@ -247,25 +259,28 @@ def _chosen(moves: list[tuple[NDArray[np.bool_], _Moves]]) -> _Moves:
     """Each GEMM's and machine's own dataflow."""
     _, found = moves[0]
     for condition, other in moves[1:]:
-        found = _Moves(*(np.where(condition, new, old) for new, old in zip(other, found, strict=True)))
+        found = _selected(condition, other, found)
     return found
 
 
-def _bytes(gemms: GemmArrays, moves: _Moves) -> Traffic:
+def _selected(condition: NDArray[np.bool_], yes: _Moves, no: _Moves) -> _Moves:
+    """`yes` where the condition holds, else `no`; what both have in common, as one object, stays as it is."""
+    return _Moves(*(old if new is old else np.where(condition, new, old) for new, old in zip(yes, no, strict=True)))
+
+
+def _bytes(gemms: GemmArrays, operands: tuple[_Operand, _Operand, _Operand], moves: _Moves) -> Traffic:
     """Bytes of so many readings; what leaves at the end may be less than the partial sums were."""
-    sums = moves.spills * (gemms.m * gemms.n * gemms.bytes_out)
-    results = gemms.elements_out * gemms.bytes_out
-    parts = (moves.a * (gemms.elements_a * gemms.bytes_a), moves.b * (gemms.elements_b * gemms.bytes_b), sums)
-    # All are below 2**62, and exact below 2**53 where they are floats: what is refused is never wrapped.
-    check(np.asarray(parts[0] + parts[1] + 2 * sums + results), _BYTES, "batch_size, or the sizes of the memories")
+    a, b, sums = (times * operand.size for times, operand in zip(moves, operands, strict=True))
+    results = (gemms.elements_out * gemms.bytes_out).astype(np.float64)
+    check(np.asarray(a + b + 2 * sums + results), _BYTES, "batch_size, or the sizes of the memories")
     shape = np.broadcast_shapes(*(np.shape(times) for times in moves), gemms.m.shape)
 
     def whole(values: Any) -> IntArray:
         return np.broadcast_to(np.asarray(values).astype(np.int64), shape)
 
     return Traffic(
-        ifmap_reads=whole(parts[0]),
-        filter_reads=whole(parts[1]),
+        ifmap_reads=whole(a),
+        filter_reads=whole(b),
         ofmap_reads=whole(sums),
         ofmap_writes=whole(sums + results),
     )

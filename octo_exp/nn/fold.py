@@ -29,17 +29,18 @@ def folded(net: nn.Module, fresh: nn.Module) -> nn.Module:
     state = net.state_dict()
     fresh.load_state_dict({name: state[name] for name in fresh.state_dict()})
     net.eval()
-    _make_plain(fresh.eval())
+    make_plain(fresh.eval())
     for name, layer in net.named_modules():
         if isinstance(layer, QuantLayer) and layer.compensator is not None:
             _add_to_bias(fresh.get_submodule(name), _constant(name, layer))
     return fresh
 
 
-def _make_plain(net: nn.Module) -> None:
+def make_plain(net: nn.Module) -> None:
     """Let every weight that is computed from other tensors be a parameter of its present value."""
     for module in net.modules():
         if parametrize.is_parametrized(module):
+            _let_have_own_class(module)
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
         for hook in list(module._forward_pre_hooks.values()):
@@ -49,6 +50,13 @@ def _make_plain(net: nn.Module) -> None:
                 remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
+
+
+def _let_have_own_class(module: nn.Module) -> None:
+    """Take a module out of the class that torch made for it, which its copies share and lose their weight with."""
+    made = type(module)
+    content = {key: value for key, value in vars(made).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(made.__name__, made.__bases__, content)
 
 
 def _constant(name: str, layer: QuantLayer) -> Tensor:

@@ -4,8 +4,8 @@ A graph is one line of layers with blocks on it: where a tensor goes two ways, t
 each of them holds convolutions only.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 from octo_exp.errors import UserError
 from octo_exp.ptq.fold import fold
 from octo_exp.ptq.ops import Clamp, Keep, Norm, Sum, Weights, Window, place, read, refuse, size_of, sources
+from octo_exp.ptq.plain import plain_copy, without_hooks
 from octo_exp.ptq.plan import NO_BOUNDS, Block, Conv, Layer, Plan, Pool
 
 
@@ -30,19 +31,30 @@ class _Shapes(Interpreter):
 
 def trace(net: nn.Module, images: Tensor) -> GraphModule:
     """Return a copy of the net in eval mode, its operations recorded with the shapes that two of the images give."""
+    plain, two = plain_copy(net), images[:1].repeat(2, 1, 1, 1)
+    two = two.to(next(plain.parameters(), images).device)
+    with torch.no_grad(), _fitting(images):
+        without_hooks(plain, two)
     try:
-        traced = symbolic_trace(copy.deepcopy(net).eval())
+        traced = symbolic_trace(plain)
     except Exception as error:
         why = f"the network's forward cannot be recorded ({_first_line(error)}); it must not branch on values"
         raise UserError(why) from error
-    two = images[:1].repeat(2, 1, 1, 1).to(next(traced.parameters(), images).device)
+    with torch.no_grad(), _fitting(images):
+        _Shapes(traced).run(two)
+    return traced
+
+
+@contextmanager
+def _fitting(images: Tensor) -> Iterator[None]:
+    """Say in one line that the images do not fit, where the network fails on them."""
     try:
-        with torch.no_grad():
-            _Shapes(traced).run(two)
+        yield
+    except UserError:
+        raise
     except Exception as error:
         why = f"calibration images {list(images.shape)} do not fit the network ({_first_line(error)})"
         raise UserError(why) from error
-    return traced
 
 
 def _first_line(error: Exception) -> str:

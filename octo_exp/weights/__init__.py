@@ -5,6 +5,7 @@ from octo_exp.weights.given import Given, given
 from octo_exp.weights.run import (
     check_no_compensation,
     check_same_network,
+    is_compensated,
     net_state,
     speed_guard_of,
     start_from,
@@ -18,6 +19,7 @@ __all__ = [
     "check_same_network",
     "checkpoint_path",
     "given",
+    "is_compensated",
     "net_state",
     "speed_guard_of",
     "start_from",

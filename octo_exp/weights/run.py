@@ -74,11 +74,16 @@ def start_from(net: nn.Module, state: dict[str, Tensor], *, where: str) -> list[
 
 def check_no_compensation(state: dict[str, Tensor], *, where: str, quant: str) -> None:
     """UserError for a net with compensation (LAC), where its weights alone would be quantised as they are."""
-    if _compensated(state):
+    if is_compensated(state):
         raise UserError(
             f"init_from: {where} was trained with compensation (LAC), which quant={quant} leaves out; quantise it with "
             "python -m octo_exp.export, which folds it into the biases"
         )
+
+
+def is_compensated(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict is of a net with compensation (LAC)."""
+    return bool(_compensated(state))
 
 
 def _compensated(names: Iterable[str]) -> set[str]:

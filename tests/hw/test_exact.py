@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from octo_exp.errors import UserError
 from octo_exp.hw import DATAFLOWS, Buffer, Machines, VectorWork, gemm_cost, gemm_cycles, step_memory, training_step_cost
-from octo_exp.hw.exact import LIMIT, ceil_quotient, product, sum_rows
+from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product, sum_rows
 from octo_exp.hw.price import price_vector
 from octo_exp.hw.scalesim.__main__ import main
 from octo_exp.hw.search.objectives import Objectives
@@ -267,3 +267,10 @@ def test_a_topology_whose_sum_passes_64_bits_is_added_exactly(tmp_path, capsys):
     assert main(["-c", str(config), "-t", str(topology), "-i", "gemm", "-p", str(tmp_path)]) == 0
     total = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("total"))
     assert total.split() == ["total", str(3000 * (2**52 - 1)), "0"]
+
+
+@given(top=st.integers(0, LIMIT - 1), bottom=st.integers(1, LIMIT - 1), near=st.one_of(st.none(), st.integers(-1, 1)))
+def test_a_ratio_of_whole_numbers_is_rounded_up_as_integers_are(top, bottom, near):
+    # Half of the examples lie next to a whole quotient.
+    top = top if near is None else min(LIMIT - 1, max(0, top // bottom * bottom + near))
+    assert ceil_ratio(np.array([top]), np.array([bottom])).tolist() == [-(-top // bottom)]
