@@ -100,7 +100,7 @@ def test_the_command_line_adds_them_and_answers_a_near_miss(root: Path, tmp_path
     words = [NOISE, "+data.transforms.noise.strength=3", "trust=[tests]", place]
     assert check_arguments(words, config_dir=conf) == words
     with pytest.raises(ConfigError, match="did you mean"):
-        check_arguments(["+data.transform=x", place], config_dir=conf)
+        check_arguments(["+data.augmnet=null", place], config_dir=conf)
 
 
 def test_only_trusted_modules_are_called() -> None:
