@@ -60,6 +60,7 @@ class ImageDataModule(LightningDataModule):
         limit_test: None, or that many test images, stratified by class, the same for every seed.
         drop_last: leave out a last, smaller training batch, where there is more than one batch.
         epochs: recommended length of a training, for the trainer's configuration to interpolate.
+        origin: where a set is from that the hub does not have, for the message of one that is not there; or None.
 
     Attributes:
         input_shape: (channels, image_size, image_size).
@@ -99,6 +100,7 @@ class ImageDataModule(LightningDataModule):
         limit_test: int | None,
         drop_last: bool,
         epochs: int,
+        origin: str | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -129,6 +131,7 @@ class ImageDataModule(LightningDataModule):
             size=self.kept_size,
             stretch=self.fit == "stretch",
             class_split=self.train_names[0],
+            origin=origin,
         )
         self.mean = torch.tensor(self._statistics("mean", mean))
         self.std = torch.tensor(self._statistics("std", std))
