@@ -14,6 +14,7 @@ from octo_exp.assemble.trainer import _trainer
 from octo_exp.base import files
 from octo_exp.callbacks import memory
 from octo_exp.errors import UserError
+from octo_exp.run import _quiet
 from tests.configs import composed
 from tests.conftest import ROOT
 
@@ -65,7 +66,8 @@ def test_apple_s_gpu_is_not_taken_by_itself_and_refused_where_it_is_asked_for(mo
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
-    assert isinstance(_trainer(composed(save_dir=tmp_path), [], []).accelerator, CPUAccelerator)
+    with _quiet():
+        assert isinstance(_trainer(composed(save_dir=tmp_path), [], []).accelerator, CPUAccelerator)
     for wanted in ("mps", "gpu"):
         with pytest.raises(UserError, match=rf"trainer\.accelerator={wanted}: Apple's GPU is not supported"):
             _device_type(composed(f"trainer.accelerator={wanted}"))
