@@ -63,7 +63,7 @@ def test_flowers_are_made_as_the_page_says(tmp_path, monkeypatch):
     for name in ("daisy", "dandelion", "rose", "sunflower", "tulip"):
         for number in range(10):
             picture(Path("flowers", name, f"{number}.jpg"), rng)
-    exec(PYTHON[0], {})
+    exec(PYTHON[1], {})
     assert loaded("flowers5_32") == (40, 10)
 
 
@@ -71,7 +71,7 @@ def test_flowers_are_made_as_the_page_says(tmp_path, monkeypatch):
 def test_twenty_classes_are_made_as_the_page_says(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    names = re.search(r'CLASSES = \(\n\s+"(.*?)"\n\)', PYTHON[1], re.DOTALL)[1].replace('"\n    "', "").split()
+    names = re.search(r'CLASSES = \(\n\s+"(.*?)"\n\)', PYTHON[2], re.DOTALL)[1].replace('"\n    "', "").split()
     assert len(names) == 20
     rng = np.random.default_rng(0)
 
@@ -85,18 +85,27 @@ def test_twenty_classes_are_made_as_the_page_says(tmp_path, monkeypatch):
         return datasets.Dataset.from_dict({"img": images, "fine_label": labels}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    exec(PYTHON[1], {})
+    exec(PYTHON[2], {})
     assert loaded("cifar100_20c") == (60, 60)
 
 
-@pytest.mark.parametrize(
-    ("name", "folder", "classes"), [("imagenette112", "imagenette2-160", 10), ("hymenoptera128", "hymenoptera_data", 2)]
-)
-def test_class_folders_are_read_as_the_page_says(name, folder, classes, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def folders(name: str, classes: int) -> None:
+    """Class folders as they are published: train and val, four and two images of each class."""
     rng = np.random.default_rng(0)
     for split, images in (("train", 4), ("val", 2)):
         for label in range(classes):
             for number in range(images):
-                picture(Path(folder, split, f"n{label}", f"{number}.JPEG"), rng, side=130)
-    assert loaded(name) == (4 * classes, 2 * classes)
+                picture(Path(name, split, f"n{label}", f"{number}.JPEG"), rng, side=130)
+
+
+def test_imagenette_is_made_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders("imagenette2-160", 10)
+    exec(PYTHON[0], {})
+    assert loaded("imagenette112") == (40, 20)
+
+
+def test_ants_and_bees_are_read_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders("hymenoptera_data", 2)
+    assert loaded("hymenoptera128") == (8, 4)
