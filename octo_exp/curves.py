@@ -11,6 +11,8 @@ FIGURES = ("loss", "acc")
 _LABELS = {"loss": "cross-entropy loss", "acc": "accuracy"}
 # Of Okabe and Ito, as in octo_exp/plots.py.
 _COLORS = {"train": "#E69F00", "val": "#0072B2"}
+# Validation comes after the epoch's last step, so it may look better than the mean of all of them.
+_STAGES = {"train": "training, mean of the epoch", "val": "validation, at its end"}
 
 
 def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -49,11 +51,10 @@ def save_curves(folder: Path, rows: Iterable[Mapping[str, Any]]) -> list[Path]:
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
         axis = figure.subplots()
         for stage, points in lines.items():
-            label = {"train": "training", "val": "validation"}[stage]
-            axis.plot(*zip(*points, strict=True), color=_COLORS[stage], marker="o", markersize=3, label=label)
+            axis.plot(*zip(*points, strict=True), color=_COLORS[stage], marker="o", markersize=3, label=_STAGES[stage])
         axis.set_xlabel("epoch")
         axis.set_ylabel(_LABELS[name])
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
         path = folder / f"curves_{name}.png"

@@ -13,7 +13,7 @@ NUMERICS = 1
 # length that a data set recommends (the trainer's own length counts). What lies at a place counts by its content.
 _NO_NUMBER = (
     *("save_dir", "ckpt", "init_from", "resume", "trust", "logger"),
-    *("data.root", "data.epochs", "source.root", "source.epochs", "model.path"),
+    *("data.root", "data.epochs", "data.origin", "source.root", "source.epochs", "source.origin", "model.path"),
     *("callbacks.progress", "callbacks.last_checkpoint", "callbacks.checkpoint.dirpath"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir"),
 )

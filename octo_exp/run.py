@@ -54,6 +54,8 @@ _NOISE = (
     ".*dirpath has changed from.*",
     # A machine of a SLURM cluster, used by itself.
     ".*`srun` command is available on your system.*",
+    # Apple's, for which there are no kernels.
+    "GPU available but not used.*",
     # Lightning 2.6 with torch 2.13.
     ".*isinstance\\(treespec, LeafSpec\\).*",
 )

@@ -33,6 +33,20 @@ def test_a_run_draws_its_curves(tmp_path):
     assert [epoch for epoch, _ in drawn["loss"]["val"]] == [1, 2]
 
 
+def test_the_axis_of_one_epoch_has_no_fractions(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    seen = []
+
+    def savefig(self, *args, **kwargs):
+        low, high = self.axes[0].get_xlim()
+        seen.append([tick for tick in self.axes[0].get_xticks() if low <= tick <= high])
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    save_curves(tmp_path, [{"epoch": 0, "train/loss": 2.0}])
+    assert seen == [[1]]
+
+
 def test_nothing_to_draw_is_no_picture(tmp_path):
     assert save_curves(tmp_path, []) == []
     assert list(tmp_path.iterdir()) == []

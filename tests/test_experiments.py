@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+from hydra.utils import instantiate
 
 from octo_exp.cli import check_arguments
 from octo_exp.run import run
@@ -18,6 +19,27 @@ def test_the_command_stands_below_the_package_header(name):
     assert words[:3] == ["#", "python", "train.py"]
     assert f"experiment={name}" in words
     check_arguments(words[3:], config_dir=CONF)
+
+
+def test_the_lenet_of_the_course_project_is_as_it_is_there():
+    cfg = composed("experiment=lenet5_ptq")
+    net = instantiate(cfg.model, _convert_="all")
+    kinds = [type(layer).__name__ for layer in (*net.features, *net.classifier)]
+    block = ["Conv2d", "ReLU", "AvgPool2d"]
+    assert kinds == [*block, *block, "Conv2d", "Linear", "Linear"]
+    optimizer = instantiate(cfg.optim.optimizer)(net.parameters())
+    schedule = instantiate(cfg.optim.scheduler)(optimizer)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"], cfg.data.batch_size) == (0.001, 0.9, 32)
+    assert not optimizer.defaults["nesterov"]
+    assert not optimizer.defaults["weight_decay"]
+    assert (type(schedule).__name__, schedule.step_size, schedule.gamma, cfg.optim.interval) == (
+        "StepLR",
+        10,
+        0.5,
+        "epoch",
+    )
+    assert (list(cfg.data.mean), list(cfg.data.std)) == ([0], [1])
+    assert cfg.callbacks.curves
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -12,6 +12,7 @@ from octo_exp.assemble.construct import construct
 from octo_exp.assemble.nets import float_net, native_net
 from octo_exp.assemble.optim import optimizer_of, schedule_of
 from octo_exp.assemble.update import update_rule, what_trains
+from octo_exp.errors import UserError
 from octo_exp.kernels.api import products, resolve_impl
 from octo_exp.lit import LitClassifier
 from octo_exp.models.build import build_model
@@ -96,5 +97,9 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
 
 def _device_type(cfg: DictConfig) -> str:
     wanted = cfg.trainer.accelerator
+    if wanted == "mps" or (wanted == "gpu" and torch.backends.mps.is_available()):
+        raise UserError(
+            f"trainer.accelerator={wanted}: Apple's GPU is not supported; leave it out, and the CPU's kernels run"
+        )
     cuda = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
     return "cuda" if cuda else "cpu"

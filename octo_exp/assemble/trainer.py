@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
@@ -49,7 +50,15 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def _trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     plugins = {"plugins": [*_plugins(cfg), WholeCheckpointIO()]}
-    given = {"callbacks": callbacks, "logger": loggers or False, "default_root_dir": cfg.save_dir, **plugins}
+    given: dict[str, Any] = {
+        "callbacks": callbacks,
+        "logger": loggers or False,
+        "default_root_dir": cfg.save_dir,
+        **plugins,
+    }
+    if cfg.trainer.accelerator == "auto" and not torch.cuda.is_available():
+        # Lightning would take whatever else it finds, as Apple's GPU, for which there are no kernels.
+        given["accelerator"] = "cpu"
     # The run's own objects are no part of the node: Hydra would look into them.
     return construct("trainer", cfg.trainer, lambda node: instantiate(node, _convert_="all", _partial_=True)(**given))
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def is_leftover(name: str) -> bool:
 def clean(folder: str | Path, pattern: str = "*") -> list[Path]:
     """Remove what killed processes left unfinished in a folder (not below it); return what was removed.
 
-    What is temporary stays while the process that makes it lives; of another host, for a day.
+    What is temporary stays while the process that makes it lives; of another host, or on Windows, for a day.
     """
     removed = []
     with contextlib.suppress(OSError):
@@ -145,7 +146,8 @@ def abandoned(path: Path) -> bool:
     if not owner.isdigit():
         # Older versions of this project named no process.
         return True
-    if host == _host():
+    # On Windows a signal of number 0 is Ctrl-C: nobody can be asked.
+    if host == _host() and sys.platform != "win32":
         return not alive(int(owner))
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime > _OLD_SECONDS

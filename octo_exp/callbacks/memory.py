@@ -119,7 +119,7 @@ class MemoryCallback(Callback):
     def results(self) -> dict[str, float | None]:
         """Return the totals in MiB."""
         total = sum(self.saved.values()) / MIB if self.saved else None
-        return {"memory/saved_for_backward_mib": total, "memory/peak_mib": max(self._peak_before, peak_mib())}
+        return {"memory/saved_for_backward_mib": total, "memory/peak_mib": max(self._peak_before, peak_mib()) or None}
 
 
 def reset_peak() -> None:
@@ -131,15 +131,20 @@ def reset_peak() -> None:
 
 
 def peak_mib() -> float:
-    """Return the peak since the reset: of the CUDA device if one was used, else the process's resident set."""
+    """Return the peak since the reset: of the CUDA device if one was used, else the process's resident set.
+
+    0 where the system does not tell (Windows).
+    """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / MIB
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    # Where there is no /proc, the largest since the process began; macOS counts bytes, others KiB. Not on Windows.
-    import resource
-
+    # Where there is no /proc, the largest since the process began; macOS counts bytes, others KiB.
+    try:
+        import resource
+    except ImportError:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024

@@ -62,6 +62,7 @@ class ImageDataModule(LightningDataModule):
         drop_last: leave out a last, smaller training batch, where there is more than one batch.
         epochs: recommended length of a training, for the trainer's configuration to interpolate.
         transforms: name -> module for training images, after `augment` (`octo_exp.data.own`); None for none.
+        origin: where a set is from that the hub does not have, for the message of one that is not there; or None.
 
     Attributes:
         input_shape: (channels, image_size, image_size).
@@ -102,6 +103,7 @@ class ImageDataModule(LightningDataModule):
         drop_last: bool,
         epochs: int,
         transforms: Mapping[str, Any] | None = None,
+        origin: str | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -133,6 +135,7 @@ class ImageDataModule(LightningDataModule):
             size=self.kept_size,
             stretch=self.fit == "stretch",
             class_split=self.train_names[0],
+            origin=origin,
         )
         self.mean = torch.tensor(self._statistics("mean", mean))
         self.std = torch.tensor(self._statistics("std", std))

@@ -61,6 +61,7 @@ class Spec:
         size: the side that images of varying size are brought to, in pixels.
         stretch: bring both sides there, rather than the short one with the long one cropped.
         class_split: the split whose folders or texts name the classes, where they do.
+        origin: what the local files are made of, in words that follow "the folder that holds <name>/, "; or None.
 
     """
 
@@ -75,6 +76,7 @@ class Spec:
     size: int
     stretch: bool
     class_split: str
+    origin: str | None = None
 
     def decode_key(self) -> str:
         """What the decoded tensors depend on besides the files."""
@@ -92,6 +94,7 @@ class Spec:
             return "set data.root= to the folder that holds train/ and test/"
         folder = self.folder.name if self.folder else self.name
         remedy = f"set OCTO_DATA_DIR or data.root= to the folder that holds {folder}/"
+        remedy = remedy if self.origin is None else f"{remedy}, {self.origin}"
         return (
             remedy if self.hub is None else f"{remedy}, or connect to the network to download {self.hub} from the hub"
         )
