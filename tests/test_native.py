@@ -191,7 +191,9 @@ def test_a_float_net_is_quantised_and_keeps_its_accuracy(learnt, tmp_path, head)
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("model", ["mbv2_w035", "mcunet_5fps", "proxyless_w03"])
+@pytest.mark.parametrize(
+    "model", ["mbv2_w035", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mcunet_5fps", "proxyless_w03"))]
+)
 def test_released_models_are_options(model, tmp_path):
     names = {"mbv2_w035": "mbv2-w0.35", "mcunet_5fps": "mcunet-5fps", "proxyless_w03": "proxyless-w0.3"}
     path = model_file(names[model])

@@ -1,6 +1,7 @@
 """quant=ptq in a run: trained in float, tested in integers; its graph lies in the run's folder."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -197,9 +198,18 @@ def test_a_wrong_calibration_is_refused_before_the_training(setting, message):
     assert str(caught.value.__cause__) == message
 
 
-@pytest.mark.parametrize("method", ["absmax", "percentile", "mse"])
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("per_channel", [False, True])
+# Every pair of choices; all twelve with -m slow.
+PAIRS = {
+    *(("absmax", False, False), ("absmax", True, True), ("percentile", False, True)),
+    *(("percentile", True, False), ("mse", False, False), ("mse", True, True)),
+}
+CALIBRATIONS = [
+    case if case in PAIRS else pytest.param(*case, marks=pytest.mark.slow)
+    for case in itertools.product(("absmax", "percentile", "mse"), (False, True), (False, True))
+]
+
+
+@pytest.mark.parametrize(("method", "symmetric", "per_channel"), CALIBRATIONS)
 def test_every_calibration(trained, tmp_path, method, symmetric, per_channel):
     folder, results = trained
     settings = [f"quant.calibration.activations={method}", f"quant.calibration.symmetric={symmetric}"]

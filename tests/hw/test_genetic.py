@@ -10,7 +10,7 @@ from tests.hw.helpers import machine
 from tests.hw.search_helpers import LARGE, SMALL, genetic, problem, scan
 
 
-@pytest.mark.parametrize("most", [1024, 4096])
+@pytest.mark.parametrize("most", [1024, pytest.param(4096, marks=pytest.mark.slow)])
 def test_the_genetic_search_comes_near_the_best_for_a_tenth_of_the_prices(most):
     given = problem(LARGE, processing_elements={"max": most})
     feasible = len(given.space)
