@@ -31,6 +31,8 @@ __all__ = ["Scheme", "compensation_penalty", "parameter_groups", "quantize", "sc
 
 
 def __getattr__(name: str) -> Any:
+    if name == "lightning":
+        return importlib.import_module("octo_exp.lightning")
     if name not in _HOMES:
         raise AttributeError(f"module 'octo_exp' has no attribute {name!r}; it has {', '.join(__all__)}")
     found = getattr(importlib.import_module(_HOMES[name]), name)

@@ -46,6 +46,7 @@ def test_the_door_lists_what_it_gives_and_imports_no_torch(root: Path) -> None:
 def test_every_name_of_the_door_is_there() -> None:
     for name in octo_exp.__all__:
         assert getattr(octo_exp, name) is not None
+    assert octo_exp.lightning.Int8("octo").scheme.name == "octo"
     with pytest.raises(AttributeError, match="'quantise'"):
         octo_exp.quantise  # noqa: B018
 
