@@ -17,6 +17,7 @@ _NO_NUMBER = (
     *("callbacks.progress", "callbacks.last_checkpoint", "callbacks.checkpoint.dirpath"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir"),
 )
+_NONE_OF_ITS_OWN = [("data.transforms", {}), ("source.transforms", {})]
 # Beginnings of keys that a run which goes on may change: what a step costs is computed beside the training, what is
 # tested comes after it.
 _BESIDE = ("hw", "energy", "callbacks.cost", "train", "test", "trainer.limit_test_batches")
@@ -34,7 +35,8 @@ _NETWORK = ("model", "quant", "data.classes", "data.channels", "data.image_size"
 
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved config -> dotted key -> value of all that can change a number."""
-    return {key: value for key, value in flat(config) if counts(key)}
+    # Runs from before there were any have no such key.
+    return {key: value for key, value in flat(config) if counts(key) and (key, value) not in _NONE_OF_ITS_OWN}
 
 
 def counts(key: str) -> bool:

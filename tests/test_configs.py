@@ -119,6 +119,10 @@ def targets(node: object, path: str = ""):
                 yield from targets(node[key], f"{path}.{key}")
 
 
+# No research values, and unknown to people's own yaml files of before: nothing where they are not given.
+ADDED_LATER = {"transforms", "origin"}
+
+
 @pytest.mark.parametrize("group", ["data", "model", "quant", "hw", "callbacks", "optim", "logger", "trainer"])
 def test_research_values_have_no_default_in_python(group):
     """Our own constructors are keyword-only, without defaults, and the yaml names every argument."""
@@ -134,7 +138,8 @@ def test_research_values_have_no_default_in_python(group):
             assert {p.name for p in parameters} == given, f"conf/{group}/{option}.yaml: {path}"
             assert all(p.kind == p.KEYWORD_ONLY for p in parameters), f"{path} takes positional arguments"
             if group != "hw":
-                assert all(p.default is p.empty for p in parameters), f"{path} has a default in Python"
+                given_later = [p.name for p in parameters if p.default is not p.empty]
+                assert set(given_later) <= ADDED_LATER, f"{path} has a default in Python"
 
 
 def test_trainer_keys_are_lightnings():

@@ -56,12 +56,12 @@ class ImageDataModule(LightningDataModule):
         val_fraction: of the training split, in (0, 1); stratified by class, drawn by `seed`.
         seed: of the validation split, `limit_train`, the order of batches and augmentation; >= 0.
         augment: the fields of `Augmentation`, applied in training only; None for none.
+        transforms: name -> module for training images, after `augment` (`octo_exp.data.own`).
         limit_train: None, or that many images of the training split, stratified by class, drawn by `seed`; the
             validation split is taken from them.
         limit_test: None, or that many test images, stratified by class, the same for every seed.
         drop_last: leave out a last, smaller training batch, where there is more than one batch.
         epochs: recommended length of a training, for the trainer's configuration to interpolate.
-        transforms: name -> module for training images, after `augment` (`octo_exp.data.own`); None for none.
         origin: where a set is from that the hub does not have, for the message of one that is not there; or None.
 
     Attributes:

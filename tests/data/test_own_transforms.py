@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octo_exp.cli import check_arguments
 from octo_exp.data import ImageDataModule
 from octo_exp.errors import ConfigError, UserError
+from octo_exp.identity import identity
 from octo_exp.trust import check_targets
 from tests.configs import composed
 from tests.run_helpers import SMALL, go
@@ -110,6 +111,14 @@ def test_only_trusted_modules_are_called() -> None:
     check_targets(cfg, trust=["tests"])
     with pytest.raises(ConfigError, match=r"data\.transforms\.noise"):
         check_targets(composed("data=digits", "+data.transforms.noise._target_=torch.optim.SGD"))
+
+
+def test_none_of_them_is_the_run_of_before_there_were_any() -> None:
+    def fingerprint(**data: Any) -> str:
+        return str(identity({"data": {"seed": 0, **data}}, {})["fingerprint"])
+
+    assert fingerprint(transforms={}) == fingerprint()
+    assert fingerprint(transforms={"noise": {"strength": 3}}) != fingerprint()
 
 
 def test_a_run_with_them_repeats(tmp_path: Path) -> None:
