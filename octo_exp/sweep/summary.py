@@ -1,7 +1,6 @@
 """One table of a sweep: `python -m sweeps.summary FOLDER`; with -m it also ends every `python train.py -m`."""
 
 import argparse
-import contextlib
 import csv
 import io
 import statistics
@@ -10,16 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.experimental.callback import Callback
-
 from octo_exp.base.files import write_text
-from octo_exp.base.lock import hold
-from octo_exp.cli import at_stop, report_failures
 from octo_exp.errors import UserError
 from octo_exp.sweep.runs import NAMES, SETTING, read_failures, read_runs, read_unfinished
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from rich.console import Console
     from rich.table import Table
 
@@ -179,38 +173,6 @@ def _print_tables(rows: Sequence[Row], root: Path, console: "Console") -> None:
 def _say(console: "Console", text: str, style: str | None = None) -> None:
     """Prints text as it is: brackets in it are no markup."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-class SummaryCallback(Callback):
-    """Holds the folder of a Hydra multirun while it lasts, and ends it with the table of that folder."""
-
-    def __init__(self) -> None:
-        self._held = contextlib.ExitStack()
-
-    def on_multirun_start(self, config: "DictConfig", **kwargs: Any) -> None:
-        """Takes the folder; where another sweep has it, nothing in it is changed and the program ends."""
-        folder = Path(str(config.hydra.sweep.dir))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(hold(folder, what="sweep"))
-        except (UserError, OSError) as error:
-            # Hydra would turn it into a warning.
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(getattr(error, "exit_code", 1))
-        at_stop(lambda: self._report(folder))
-
-    def on_multirun_end(self, config: "DictConfig", **kwargs: Any) -> None:
-        """Reports on the sweep's folder; failed jobs count for the exit code."""
-        report_failures(self._report(Path(str(config.hydra.sweep.dir))))
-
-    def _report(self, folder: Path) -> int:
-        try:
-            return report(folder)
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 1
-        finally:
-            self._held.close()
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:

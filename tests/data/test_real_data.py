@@ -32,7 +32,7 @@ def module(name: str, data_dir: Path, size: int) -> ImageDataModule:
     cfg = OmegaConf.create({"seed": 0, "model": {"image_size": size}, "data": OmegaConf.load(CONF / f"{name}.yaml")})
     facts = OmegaConf.to_container(cfg, resolve=True)["data"]
     facts["root"] = str(data_dir)
-    return ImageDataModule(**{key: facts[key] for key in inspect.signature(ImageDataModule).parameters})
+    return ImageDataModule(**{key: facts.get(key) for key in inspect.signature(ImageDataModule).parameters})
 
 
 def pil_images(file: Path, rows: list[int]) -> list[np.ndarray]:
