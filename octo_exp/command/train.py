@@ -40,5 +40,6 @@ def start(config_dir: Path) -> NoReturn:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run what the arguments say of the project's own configs, and exit."""
-    sys.argv[1:] = arguments
+    # Whatever verb it was: a command that a message gives is one of this verb's.
+    sys.argv[:] = ["octo train", *arguments]
     start(conf_folder())

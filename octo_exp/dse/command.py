@@ -214,7 +214,8 @@ def _driven(search: "Search", store: "Store", folder: Path) -> "Archive":
         code = stop.exit_code
     # Told outside of the except clause: `cli.launch` takes an exit inside of one for an interrupt of its own.
     command = shlex.join([*_given(), f"hydra.run.dir={folder}"])
-    sys.stderr.write(f"interrupted; to go on: python sweeps/dse.py {command}\n")
+    program = "octo dse" if sys.argv[0] == "octo dse" else "python sweeps/dse.py"
+    sys.stderr.write(f"interrupted; to go on: {program} {command}\n")
     sys.exit(code)
 
 

@@ -93,6 +93,18 @@ def test_resume_gives_the_folder_as_hydra_reads_it(handed_on: list[list[str]]) -
     assert handed_on == [["resume='it\\'s a run'", "trainer.max_epochs=9"]]
 
 
+def test_a_stopped_run_is_gone_on_with_by_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(train, "start", lambda folder: None)
+    monkeypatch.setattr(sys, "argv", ["octo resume", "elsewhere"])
+    train.main([f"resume={tmp_path}"])
+    assert sys.argv == ["octo train", f"resume={tmp_path}"]
+    (tmp_path / "config.yaml").touch()
+    launch = sys.modules["octo_exp.cli.launch"]
+    monkeypatch.setattr(launch, "_folders", [tmp_path])
+    monkeypatch.setattr(launch, "_sweeps", [])
+    assert launch._how_to_go_on().endswith(f"to go on: octo train resume={tmp_path}")
+
+
 def test_eval_tests_with_the_runs_own_settings_and_those_beside(run_folder: Path, handed_on: list[list[str]]) -> None:
     evaluate.main([str(run_folder), "data=mnist", "hydra.run.dir=new"])
     ckpt = f"ckpt='{run_folder}'"
