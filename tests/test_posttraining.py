@@ -27,7 +27,7 @@ DIGITS = (
     "data=digits",
     "data.epochs=6",
     "logger=csv",
-    "hw=[systolic_16x16]",
+    "hw=[]",
     "model=simplecnn",
     "quant.calibration.images=64",
 )

@@ -23,7 +23,7 @@ from tests.configs import composed
 from tests.mcu.helpers import tiny_model
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "microcontrollers.md"
-SMALL = ("data=digits", "data.limit_train=120", "data.limit_test=60", "data.epochs=1", "logger=csv")
+SMALL = ("data=digits", "data.limit_train=120", "data.limit_test=60", "data.epochs=1", "logger=csv", "hw=[]")
 PIXELS = "model.pixels={channels:3,mean:[.5,.5,.5],std:[0.00392156862745098,0.00392156862745098,0.00392156862745098]}"
 
 
