@@ -1,6 +1,7 @@
 """Int8 layers in other people's LightningModules, by one callback of the Trainer."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from octo_exp.nn.convert import compensation_penalty, convert
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
+
+log = logging.getLogger(__name__)
 
 
 class Int8(Callback):
@@ -55,6 +58,14 @@ class Int8(Callback):
         device = trainer.strategy.root_device.type
         impl = kernels_for(device, self.impl)
         convert(pl_module, self.scheme, impl=impl, clock=self.clock, input_shape=self.input_shape)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out the validation that Lightning tries first: its ranges are those that training stores."""
+        layers = [module for module in pl_module.modules() if isinstance(module, QuantLayer)]
+        stored = [layer.quantizer_x for layer in layers if layer.quantizer_x is not None]
+        if trainer.num_sanity_val_steps and any(not bool(quantizer.count) for quantizer in stored):
+            trainer.num_sanity_val_steps = 0
+            log.info("Int8: no validation before the first batch, as no range is stored yet")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the step that keys the noise: batches are counted over the whole run."""

@@ -82,6 +82,32 @@ def test_a_checkpoint_of_another_scheme_is_refused_in_one_line(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+def _trainer(**options: Any) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(**{"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False, **quiet, **options})
+
+
+def _noise(**options: Any) -> Int8:
+    return Int8(**{"scheme": "int8", "g": {"rounding": "stochastic"}, **options})
+
+
+def _batches() -> DataLoader:
+    return DataLoader(TensorDataset(*pictures()), batch_size=16)
+
+
+class Validated(StrangersModule):
+    """With a validation, which Lightning tries before the first batch."""
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val", self.net(batch[0]).abs().mean())
+
+
+def test_a_fit_with_validation_trains_before_it_validates() -> None:
+    trainer = _trainer(callbacks=[_noise()])
+    trainer.fit(Validated(NETS["depthwise"]()), _batches(), _batches())
+    assert torch.isfinite(trainer.callback_metrics["val"])
+
+
 def test_a_wrong_name_is_told_where_it_stands() -> None:
     with pytest.raises(UserError, match="did you mean 'octo'"):
         Int8("oct")
