@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import octo_exp
 from octo_exp.errors import ConfigError, UserError
@@ -28,10 +29,10 @@ def _plain() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
 
 
-def _gradient(net: nn.Module) -> Tensor:
+def _gradient(net: nn.Module, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     images, labels = pictures(8)
     net.zero_grad()
-    F.cross_entropy(net(images), labels).backward()
+    F.cross_entropy((call or net)(images), labels).backward()
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
@@ -95,6 +96,70 @@ def test_neither_evaluation_nor_a_pass_without_gradients_is_a_step() -> None:
         undisturbed.load_state_dict(watched.state_dict())
     watched.eval()(images)
     assert torch.equal(_gradient(watched.train()), _gradient(undisturbed))
+
+
+def _checkpointed(net: nn.Module, *, reentrant: bool) -> Callable[[Tensor], Tensor]:
+    return lambda x: checkpoint(net, x.clone().requires_grad_(), use_reentrant=reentrant)
+
+
+def _step_of(net: nn.Module) -> int:
+    return int(net.state_dict()["octo_steps"][1])
+
+
+def test_a_checkpointed_net_computes_a_step_again_with_the_noise_it_had() -> None:
+    net, plain = _noisy(_plain()), _noisy(_plain())
+    again = _checkpointed(net, reentrant=False)
+    for _ in range(3):
+        assert torch.equal(_gradient(net, again), _gradient(plain))
+
+
+def test_a_reentrantly_checkpointed_net_draws_in_every_step_anew_and_a_resumed_one_the_same() -> None:
+    net = _noisy(_plain())
+    first, second = (_gradient(net, _checkpointed(net, reentrant=True)) for _ in range(2))
+    assert not torch.equal(first, second)
+    plain = _noisy(_plain())
+    plain.load_state_dict({**plain.state_dict(), "octo_steps": torch.tensor([0, 0])})
+    assert torch.equal(second, _gradient(plain))
+    twin = _resumed(net)
+    third = _gradient(net, _checkpointed(net, reentrant=True))
+    assert torch.equal(third, _gradient(twin, _checkpointed(twin, reentrant=True)))
+
+
+class Halves(nn.Module):
+    """A net whose loop calls its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _plain()
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.net[:3](x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net[3](z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+def test_layers_that_are_called_past_their_net_draw_in_every_step_anew() -> None:
+    net, called = _noisy(Halves()), _noisy(Halves())
+    for _ in range(2):
+        assert torch.equal(_gradient(net, lambda x: net.decode(net.encode(x))), _gradient(called))
+    twin = _noisy(Halves(), seed=5)
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(_gradient(twin, twin.forward), _gradient(net, net.forward))
+    assert torch.equal(_gradient(net), _gradient(twin))
+    assert _step_of(net) == 4
+
+
+def test_an_average_of_states_has_whole_steps() -> None:
+    net, soup = _noisy(_plain()), _noisy(_plain())
+    _gradient(net)
+    soup.load_state_dict({key: (value + value) / 2 for key, value in net.state_dict().items()})
+    assert torch.equal(_gradient(net), _gradient(soup))
+    with pytest.raises(UserError, match=r"octo_steps is 3, not \[seed, step\]"):
+        net.load_state_dict({**net.state_dict(), "octo_steps": torch.tensor(3)})
 
 
 def _copied(net: nn.Module) -> nn.Module:
