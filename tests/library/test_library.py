@@ -98,7 +98,7 @@ def test_neither_evaluation_nor_a_pass_without_gradients_is_a_step() -> None:
     assert torch.equal(_gradient(watched.train()), _gradient(undisturbed))
 
 
-def _checkpointed(net: nn.Module, *, reentrant: bool) -> Callable[[Tensor], Tensor]:
+def _checkpointed(net: Callable[[Tensor], Tensor], *, reentrant: bool) -> Callable[[Tensor], Tensor]:
     return lambda x: checkpoint(net, x.clone().requires_grad_(), use_reentrant=reentrant)
 
 
@@ -111,6 +111,18 @@ def test_a_checkpointed_net_computes_a_step_again_with_the_noise_it_had() -> Non
     again = _checkpointed(net, reentrant=False)
     for _ in range(3):
         assert torch.equal(_gradient(net, again), _gradient(plain))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "hindsight"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_computed_again_uses_the_range_it_had_and_stores_none(kind: str, reentrant: bool) -> None:
+    net, plain = (octo_exp.quantize(Halves(), "int8", x={"range": kind}, skip=[]) for _ in range(2))
+    again = _checkpointed(net.encode, reentrant=reentrant)
+    for _ in range(3):
+        assert torch.equal(_gradient(net, lambda x: net.decode(again(x))), _gradient(plain))
+    ranges = [{k: v for k, v in one.state_dict().items() if "quantizer" in k} for one in (net, plain)]
+    assert ranges[0]
+    assert all(torch.equal(value, ranges[1][key]) for key, value in ranges[0].items())
 
 
 def test_a_reentrantly_checkpointed_net_draws_in_every_step_anew_and_a_resumed_one_the_same() -> None:
