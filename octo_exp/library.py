@@ -46,7 +46,7 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        raise ConfigError(f"scheme {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise ConfigError(f"scheme {name!r}: {' '.join(str(cause or error).split())}") from error
     if not isinstance(made, Scheme):
         raise ConfigError(f"quant={name} quantises a trained network; a network that trains takes another scheme")
     return made
@@ -61,6 +61,8 @@ def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
             raise ConfigError(f"unknown field '{prefix}{key}' of a scheme: {near}it has {', '.join(known)}")
         if isinstance(value, Mapping) and OmegaConf.is_dict(node[key]):
             _change(node[key], value, f"{prefix}{key}.")
+        elif OmegaConf.is_dict(node[key]) and value is not None and key != "overrides":
+            raise ConfigError(f"'{prefix}{key}' has fields: give a mapping of those to change, or None to leave it out")
         elif isinstance(value, Mapping) and key not in ("overrides",):
             raise ConfigError(
                 f"'{prefix}{key}' is null in this scheme, so its fields cannot be changed; start from one that has it"

@@ -40,8 +40,8 @@ class OperandSpec:
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise UserError(f"{key}={getattr(self, key)!r} is unknown; choose one of {', '.join(choices)}")
-        if not 2 <= self.bits <= 8:
-            raise UserError(f"bits must be 2 to 8 (codes are stored as int8), got {self.bits}")
+        if type(self.bits) is not int or not 2 <= self.bits <= 8:
+            raise UserError(f"bits must be 2 to 8 (codes are stored as int8), got {self.bits!r}")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.granularity == "channel" and not self.symmetric:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -258,6 +259,16 @@ REFUSALS = {
     "unknown field of an operand": (lambda: octo_exp.scheme("int8", g={"roundin": 1}), "did you mean 'g.rounding'"),
     "fields of a part that is not there": (lambda: octo_exp.scheme("int8", clip={"rho": 1}), "clip' is null"),
     "a value out of range": (lambda: octo_exp.scheme("int8", bits=9), "bits must be 2 to 8"),
+    "a width in quotes": (lambda: octo_exp.scheme("int8", bits="4"), "bits must be 2 to 8"),
+    "a width of no whole number": (lambda: octo_exp.scheme("int8", x={"bits": 4.5}), "got 4.5"),
+    "a name for an operand": (lambda: octo_exp.scheme("int8", g="stochastic"), "'g' has fields"),
+    "a word for a number": (lambda: octo_exp.scheme("int8", x={"momentum": "a"}), "not supported between"),
+    "a name for a list": (lambda: octo_exp.scheme("int8", skip="last"), "quant.skip='last' is no list"),
+    "nothing for a list": (lambda: octo_exp.scheme("int8", skip=None), "quant.skip=None is no list"),
+    "a number for a layer": (lambda: octo_exp.scheme("int8", overrides={0: {"bits": 4}}), "in quotes"),
+    "a layer without fields": (lambda: octo_exp.scheme("int8", overrides={"0": 4}), "does not map names"),
+    "a seed that is none": (lambda: octo_exp.quantize(_plain(), "int8", skip=[], seed="a"), "seed='a' is no"),
+    "a single layer": (lambda: octo_exp.quantize(nn.Linear(4, 4), "int8", skip=[]), "wrap it in nn.Sequential"),
     "a scheme of trained nets": (lambda: octo_exp.scheme("ptq"), "quantises a trained network"),
     "nothing to quantise": (lambda: octo_exp.quantize(nn.Sequential(nn.ReLU())), "matches no layer"),
     "quantised already": (lambda: octo_exp.quantize(_noisy(_plain())), "quantised already"),
@@ -277,6 +288,11 @@ def test_what_cannot_be_is_one_line(case: str) -> None:
         call()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_seed_of_numpys_draws_what_it_draws_when_it_is_loaded() -> None:
+    net = _noisy(_plain(), seed=np.int64(7))
+    assert torch.equal(_gradient(net), _gradient(_noisy(_plain(), seed=7)))
 
 
 def test_a_refused_model_is_left_as_it_was() -> None:
