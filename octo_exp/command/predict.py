@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from octo_exp.base.files import expanded, write_csv
 from octo_exp.base.homes import settle_matplotlib
-from octo_exp.command.words import path_and_settings, values_of
+from octo_exp.command.words import path_and_settings, shows_help, values_of
 from octo_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ Row = tuple[str, str, float]
 
 def main(arguments: Sequence[str]) -> int:
     """Predict, print a table or write the csv; return the exit code."""
-    if set(arguments) & {"-h", "--help"}:
-        sys.stdout.write(__doc__ or "")
+    if shows_help(arguments, __doc__):
         return 0
     try:
         path, settings = path_and_settings(arguments, what="images", example=_EXAMPLE)
