@@ -1,10 +1,12 @@
 """The library's verbs: int8 layers for anybody's network, in anybody's training loop."""
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -38,7 +40,7 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     if name not in names:
         raise ConfigError(f"unknown scheme {name!r}: {_near(name, names)}choose one of {', '.join(names)}")
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with _own_hydra(), initialize_config_dir(str(folder), version_base="1.3"):
             node = compose(overrides=[f"+quant={name}"]).quant
         _change(node, changes, "")
         made = instantiate(node, _convert_="all")
@@ -50,6 +52,17 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     if not isinstance(made, Scheme):
         raise ConfigError(f"quant={name} quantises a trained network; a network that trains takes another scheme")
     return made
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Put Hydra's one global state aside: within an app of `hydra.main` it is the app's."""
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:

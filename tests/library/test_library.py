@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -243,6 +245,16 @@ def test_the_schemes_of_the_door_are_those_of_the_yaml_files_with_changes() -> N
     plain, changed = octo_exp.scheme("octo"), octo_exp.scheme("octo", bits=4, g={"rounding": "stochastic"}, clip=None)
     assert (plain.x.bits, plain.g.rounding, plain.clip is None) == (8, "nearest", False)
     assert (changed.x.bits, changed.w.bits, changed.g.rounding, changed.clip) == (4, 4, "stochastic", None)
+
+
+def test_an_app_of_hydras_keeps_its_own_state(root: Path) -> None:
+    with initialize_config_dir(str((root / "conf").absolute()), version_base="1.3"):
+        theirs = GlobalHydra.instance().hydra
+        assert octo_exp.scheme("octo", bits=4).bits == 4
+        with pytest.raises(ConfigError):
+            octo_exp.scheme("octo", bit=4)
+        assert GlobalHydra.instance().hydra is theirs
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_lac_has_a_learning_rate_of_its_own() -> None:
