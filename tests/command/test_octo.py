@@ -161,3 +161,9 @@ def test_a_verb_with_a_path_says_what_it_takes(verb: str, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="0"):
         sys.exit(main([verb, "--help"]))
     assert capsys.readouterr().out.startswith(f"`octo {verb} ")
+
+
+def test_a_closed_stream_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert (main(["--version"]), main(["trian"])) == (0, 2)
