@@ -36,7 +36,19 @@ _NETWORK = ("model", "quant", "data.classes", "data.channels", "data.image_size"
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved config -> dotted key -> value of all that can change a number."""
     # Runs from before there were any have no such key.
-    return {key: value for key, value in flat(config) if counts(key) and (key, value) not in _NONE_OF_ITS_OWN}
+    pairs = {key: value for key, value in flat(config) if counts(key) and (key, value) not in _NONE_OF_ITS_OWN}
+    return pairs | _orders(config)
+
+
+def _orders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> names in their order, of the mappings whose order changes numbers; one name has none."""
+    found = {}
+    for key, _ in _NONE_OF_ITS_OWN:
+        part, _, name = key.partition(".")
+        node = (config.get(part) or {}).get(name)
+        if isinstance(node, Mapping) and len(node) > 1:
+            found[f"{key} in order"] = list(node)
+    return found
 
 
 def counts(key: str) -> bool:

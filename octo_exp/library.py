@@ -1,10 +1,12 @@
 """The library's verbs: int8 layers for anybody's network, in anybody's training loop."""
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -38,7 +40,7 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     if name not in names:
         raise ConfigError(f"unknown scheme {name!r}: {_near(name, names)}choose one of {', '.join(names)}")
     try:
-        with initialize_config_dir(str(folder), version_base="1.3"):
+        with _own_hydra(), initialize_config_dir(str(folder), version_base="1.3"):
             node = compose(overrides=[f"+quant={name}"]).quant
         _change(node, changes, "")
         made = instantiate(node, _convert_="all")
@@ -46,10 +48,21 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        raise ConfigError(f"scheme {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise ConfigError(f"scheme {name!r}: {' '.join(str(cause or error).split())}") from error
     if not isinstance(made, Scheme):
         raise ConfigError(f"quant={name} quantises a trained network; a network that trains takes another scheme")
     return made
+
+
+@contextlib.contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Put Hydra's one global state aside: within an app of `hydra.main` it is the app's."""
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
@@ -61,6 +74,8 @@ def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
             raise ConfigError(f"unknown field '{prefix}{key}' of a scheme: {near}it has {', '.join(known)}")
         if isinstance(value, Mapping) and OmegaConf.is_dict(node[key]):
             _change(node[key], value, f"{prefix}{key}.")
+        elif OmegaConf.is_dict(node[key]) and value is not None and key != "overrides":
+            raise ConfigError(f"'{prefix}{key}' has fields: give a mapping of those to change, or None to leave it out")
         elif isinstance(value, Mapping) and key not in ("overrides",):
             raise ConfigError(
                 f"'{prefix}{key}' is null in this scheme, so its fields cannot be changed; start from one that has it"

@@ -32,10 +32,13 @@ def whole_file(path: str | Path, *, remedy: str = "choose another folder") -> It
     power cut see the file as it was before or as it is after. Where the block raises, `path` is as it was.
 
     Raises:
-        UserError: the file cannot be written; one line with the system's reason and `remedy`.
+        UserError: the file cannot be written, or what stands there is a device or a pipe, which the rename would
+            replace; one line with the system's reason and `remedy`.
 
     """
     path = Path(path)
+    if (path.exists() and not path.is_file() and not path.is_dir()) or path.parent.resolve() == Path("/dev"):
+        raise UserError(f"{path} is a device or a pipe, and only files are written whole; {remedy}")
     partial = path.with_name(temporary_name(path.name))
     try:
         # O_EXCL and 0666: nobody else's file, with the permissions that the user's umask gives to new ones.

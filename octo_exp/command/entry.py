@@ -7,8 +7,10 @@ signals.end_at_once()
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from octo_exp.command.words import unknown
 
@@ -32,6 +34,7 @@ _USAGE = "octo VERB [PATH] key=value ...   one verb's own words: octo VERB --hel
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code: the verb's, 2 for a verb that there is not."""
+    _open_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
@@ -54,3 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.enable()
     code: int = module.main(rest)
     return code
+
+
+def _open_streams() -> None:
+    """Let what is written to a closed stream go nowhere: Python has None for it, and its number is the next file's."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""`octo eval RUN`: tests a trained network again, with its own settings and those given beside."""
+"""`octo eval RUN [key=value ...]`: tests a trained network again, with its own settings and those given beside."""
 
 import sys
 from collections.abc import Sequence
@@ -6,12 +6,14 @@ from typing import NoReturn
 
 from octo_exp.cli.resume import evaluation
 from octo_exp.command import train
-from octo_exp.command.words import path_and_settings
+from octo_exp.command.words import path_and_settings, shows_help
 from octo_exp.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Test the network of the run that is named, in a new folder, and exit."""
+    if shows_help(arguments, __doc__):
+        sys.exit(0)
     try:
         folder, settings = path_and_settings(arguments, what="a run's folder", example="octo eval RUN")
         words = evaluation(folder, settings)

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from octo_exp.command.words import paths_of
 from octo_exp.export.__main__ import main as export
 
 
 def main(arguments: Sequence[str]) -> int:
     """Export the run that is named; return the exit code."""
-    return export([word if "=" in word or word.startswith("-") else f"run={word}" for word in arguments])
+    paths = paths_of(arguments)
+    return export([f"run={word}" if word in paths else word for word in arguments])

@@ -4,6 +4,7 @@ IMAGES is an image file, or a folder in which every image is read, at any depth.
 its network, its image size and its normalisation. Images are brought to that size as the run's test images were.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from octo_exp.base.files import expanded, write_csv
 from octo_exp.base.homes import settle_matplotlib
-from octo_exp.command.words import path_and_settings, values_of
+from octo_exp.command.words import path_and_settings, shows_help, values_of
 from octo_exp.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,17 +24,24 @@ Row = tuple[str, str, float]
 
 def main(arguments: Sequence[str]) -> int:
     """Predict, print a table or write the csv; return the exit code."""
-    if set(arguments) & {"-h", "--help"}:
-        sys.stdout.write(__doc__ or "")
+    if shows_help(arguments, __doc__):
         return 0
     try:
         path, settings = path_and_settings(arguments, what="images", example=_EXAMPLE)
         given = values_of(settings, ("run", "out", "trust"), needed=("run",), example=_EXAMPLE)
+        if "out" in given:
+            check_place(expanded(given["out"]))
         files = list(image_files(expanded(path)))
         return _predict(files, given)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+
+
+def check_place(out: Path) -> None:
+    """UserError where no file can be written there: found before the images are read, not after."""
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"out={out} is a folder, or lies in one that cannot be written; give another out=FILE.csv")
 
 
 def image_files(path: Path) -> Iterator[Path]:
@@ -65,7 +73,7 @@ def _predict(files: Sequence[Path], given: Mapping[str, str]) -> int:
     source = read_run(given["run"], trust=[name for name in given.get("trust", "").strip("[]").split(",") if name])
     rows = [row_of(source, file) for file in with_progress(files, title="predict")]
     if "out" in given:
-        write_csv(given["out"], [("file", "class", "probability"), *rows], remedy="give another out=FILE.csv")
+        write_csv(expanded(given["out"]), [("file", "class", "probability"), *rows], remedy="give another out=FILE.csv")
         sys.stdout.write(f"written: {given['out']}\n")
     else:
         _show(rows)

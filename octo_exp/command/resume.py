@@ -1,4 +1,4 @@
-"""`octo resume RUN`: goes on with a run that was broken off, with its own settings."""
+"""`octo resume RUN [key=value ...]`: goes on with a run that was broken off, with its own settings."""
 
 import sys
 from collections.abc import Sequence
@@ -6,12 +6,14 @@ from typing import NoReturn
 
 from octo_exp.cli.resume import quoted
 from octo_exp.command import train
-from octo_exp.command.words import path_and_settings
+from octo_exp.command.words import path_and_settings, shows_help
 from octo_exp.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Go on with the run in the folder that is named, and exit."""
+    if shows_help(arguments, __doc__):
+        sys.exit(0)
     try:
         folder, settings = path_and_settings(arguments, what="a run's folder", example="octo resume RUN")
         words = [f"resume={quoted(folder)}", *settings]

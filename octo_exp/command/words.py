@@ -1,14 +1,39 @@
 """The one path that a verb may take, and the settings beside it."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from octo_exp.errors import ConfigError
 
 
+def shows_help(arguments: Sequence[str], text: str | None) -> bool:
+    """Print what a verb says of itself where that is asked for; whether it was."""
+    asked = bool(set(arguments) & {"-h", "--help"})
+    if asked:
+        sys.stdout.write(text or "")
+    return asked
+
+
+def paths_of(arguments: Sequence[str]) -> list[str]:
+    """Return the words that are paths: those without `=`, or where there are none, names with it of what exists."""
+    words = [word for word in arguments if not word.startswith(("-", "~"))]
+    plain = [word for word in words if "=" not in word]
+    return plain or [word for word in words if _exists(word)]
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:
+        # A setting may be longer than any file's name.
+        return False
+
+
 def path_and_settings(arguments: Sequence[str], *, what: str, example: str) -> tuple[str, list[str]]:
     """Split words into the path and the rest, flags included; ConfigError where there is not exactly one path."""
-    paths = [word for word in arguments if "=" not in word and not word.startswith(("-", "~"))]
+    paths = paths_of(arguments)
     if len(paths) != 1:
         raise ConfigError(f"{len(paths)} words name {what}, one must: {example}")
     rest = list(arguments)

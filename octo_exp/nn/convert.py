@@ -38,8 +38,8 @@ def convert(
     `input_shape` (C, H, W) is needed where the compensation has parameters per output element, and by lazy layers.
     A float scheme changes nothing. `keep` names layers that stay float though the scheme takes them, with their type,
     fp32 or bf16 (the speed guard's verdict). ReLU, pooling and norms are swapped for forms that keep bits and int8 for
-    the backward pass (`fuse`). Raises UserError where a scheme, a skip or an override matches no layer, ValueError
-    where the net is itself one layer.
+    the backward pass (`fuse`). Raises UserError where a scheme, a skip or an override matches no layer, or
+    the net is itself one layer.
     """
     selection = quantize(net, scheme, impl=impl, clock=clock, input_shape=input_shape, keep=keep or {})
     if selection.floats and not scheme.is_float:
@@ -58,7 +58,7 @@ def quantize(
 ) -> Selection:
     """Do what `convert` does, without a word."""
     if isinstance(net, tuple(CONVERTERS)):
-        raise ValueError("convert changes layers within a net: wrap a single layer in nn.Sequential")
+        raise UserError("the net is itself one layer: wrap it in nn.Sequential, and give skip=[] to quantise it")
     _settle_shapes(net, input_shape)
     selection = select(net, scheme, keep)
     if scheme.is_float:

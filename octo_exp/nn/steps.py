@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octo_exp.errors import UserError
 from octo_exp.nn.eager import eager
+from octo_exp.nn.layers import QuantLayer
+from octo_exp.quant.ranges import in_backward
 from octo_exp.quant.rounding import Clock
 
 # Where the count stands in the net's state dict.
@@ -15,29 +18,72 @@ KEY = "octo_steps"
 class StepCounter:
     """Advances the clock that a net's layers share by one with every training pass that records gradients.
 
+    A pass is a call of the net. Where its layers are called past it (`net.encode(x)`), a layer's second call begins
+    another. What a backward pass computes again (checkpointing) is the same step.
+
     (seed, step) travels in the net's state dict, so that a run that goes on draws what an unbroken one would. A state
     dict without it loads too, and the count stays. A copy of the net counts for itself.
     """
 
     def __init__(self, net: nn.Module, clock: Clock) -> None:
         self.clock = clock
+        # Whether the net is being called, and the layers that this step has called; None where the next begins one.
+        self.inside = False
+        self.called: set[str] | None = None
+        # Whether the last pass was counted, and whether the next must be: its gradients were recorded in a backward.
+        self.counted = self.due = False
         # Before what the net's own hooks compute with its layers.
         net.register_forward_pre_hook(self.advance, prepend=True)
+        net.register_forward_hook(self.leave, always_call=True)
+        for layer in net.modules():
+            if isinstance(layer, QuantLayer):
+                layer.register_forward_pre_hook(self.enter)
         net.register_state_dict_post_hook(self)
         net.register_load_state_dict_pre_hook(self.load)
 
     @eager
     def advance(self, net: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Count a pass. What a backward pass computes again lies inside the net: it is the same step."""
-        if net.training and torch.is_grad_enabled():
-            self.clock.step += 1
+        """Count a pass of the whole net."""
+        self.inside = True
+        if not net.training:
+            return
+        if in_backward():
+            # Reentrant checkpointing records gradients only here.
+            self.due = not self.counted
+            return
+        self.counted = torch.is_grad_enabled() or self.due
+        if self.counted:
+            self._step()
+
+    @eager
+    def leave(self, net: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """The net's call is over, by an error too."""
+        self.inside = False
+
+    @eager
+    def enter(self, layer: QuantLayer, inputs: tuple[Any, ...]) -> None:
+        """Count a pass that calls layers past the net."""
+        if not layer.training or not torch.is_grad_enabled() or in_backward():
+            return
+        if not self.inside and (self.called is None or layer.layer_name in self.called):
+            self._step()
+        if self.called is not None:
+            self.called.add(layer.layer_name)
+
+    def _step(self) -> None:
+        self.clock.step += 1
+        self.called, self.due = set(), False
 
     def __call__(self, net: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Add int64 [seed, step] to the net's state (torch wants an object to mark, and a method is none)."""
-        state[prefix + KEY] = torch.tensor([self.clock.seed, self.clock.step])
+        state[prefix + KEY] = torch.tensor([self.clock.seed, self.clock.step + self.due])
 
     def load(self, net: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Go on from there."""
+        """Go on from there; UserError where it is no (seed, step). An average of states has it as floats."""
         found: Tensor | None = state.pop(prefix + KEY, None)
-        if found is not None:
-            self.clock.seed, self.clock.step = found.tolist()
+        if found is None:
+            return
+        if found.shape != (2,):
+            raise UserError(f"{prefix}{KEY} is {found.tolist()}, not [seed, step]: leave it out of the state dict")
+        self.clock.seed, self.clock.step = (int(number) for number in found.tolist())
+        self.called, self.due = None, False

@@ -9,7 +9,7 @@ from octo_exp.errors import UserError
 from octo_exp.kernels.fused import quantize
 from octo_exp.quant.clipping import Clipper, Clipping
 from octo_exp.quant.qtensor import QTensor
-from octo_exp.quant.ranges import Statistics, code_limits, finite_or_nan, scale_zero_point, tensor_range
+from octo_exp.quant.ranges import Statistics, code_limits, finite_or_nan, in_backward, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
 
 CHOICES = {
@@ -40,8 +40,8 @@ class OperandSpec:
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise UserError(f"{key}={getattr(self, key)!r} is unknown; choose one of {', '.join(choices)}")
-        if not 2 <= self.bits <= 8:
-            raise UserError(f"bits must be 2 to 8 (codes are stored as int8), got {self.bits}")
+        if type(self.bits) is not int or not 2 <= self.bits <= 8:
+            raise UserError(f"bits must be 2 to 8 (codes are stored as int8), got {self.bits!r}")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.granularity == "channel" and not self.symmetric:
@@ -81,6 +81,8 @@ class Quantizer(nn.Module):
         for name in ("low", "high", "count"):
             self.register_buffer(name, torch.tensor(0.0), persistent=self.tracks)
         self.clipper: Clipper | None = None if clip is None else clip.build()
+        # The moving average that the last pass used: the pass that checkpointing computes again uses it too.
+        self._used: tuple[Tensor, Tensor] | None = None
 
     def forward(self, t: Tensor, numel: int | None = None, *, step: Tensor | None = None) -> QTensor:
         """Quantise t (float32) to int8 codes; raises UserError where evaluation finds no stored range.
@@ -140,8 +142,11 @@ class Quantizer(nn.Module):
         if not self.tracks or not self.training:
             return low, high
         used = low, high = finite_or_nan(low, high)
+        if self.operand != "g" and in_backward():
+            return used if self._used is None else self._used
         if self.spec.range == "hindsight" and bool(self.count > 0):
             # A tensor that is not finite is not made so by clipping: its step, and what is stored behind it, would be.
             used = torch.where(low.isnan(), low, self.low), torch.where(high.isnan(), high, self.high)
+        self._used = used if self.spec.range == "hindsight" else None
         statistics.update(low, high, self.spec.momentum, step)
         return used

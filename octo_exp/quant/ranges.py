@@ -17,6 +17,12 @@ from octo_exp.kernels.elementwise import dense_flat
 TINY = float(torch.finfo(torch.float32).tiny)
 
 
+def in_backward() -> bool:
+    """Whether a backward pass is running: what is computed forward in it is computed again, by checkpointing."""
+    running: int = torch._C._current_graph_task_id()
+    return running != -1
+
+
 def code_limits(bits: int, *, symmetric: bool) -> tuple[int, int]:
     """(q_min, q_max) of a code of 2 to 8 bits."""
     top = 2 ** (bits - 1) - 1

@@ -1,7 +1,10 @@
 """Keyed randomness: every draw is a function of (seed, step, layer, operand), so a resumed run repeats it."""
 
 import hashlib
+import operator
 from dataclasses import dataclass
+
+from octo_exp.errors import UserError
 
 
 @dataclass(slots=True)
@@ -10,6 +13,13 @@ class Clock:
 
     seed: int = 0
     step: int = 0
+
+    def __post_init__(self) -> None:
+        """Take numpy's integers as Python's: a key is made of how they are written. UserError for what is none."""
+        try:
+            self.seed = operator.index(self.seed)
+        except TypeError as error:
+            raise UserError(f"seed={self.seed!r} is no whole number; give one") from error
 
 
 def keyed_seed(*key: int | str) -> int:

@@ -47,6 +47,9 @@ class Scheme:
 
     def __post_init__(self) -> None:
         """Refuse combinations that could not run as they say."""
+        if isinstance(self.skip, str) or not isinstance(self.skip, Sequence):
+            raise UserError(f"quant.skip={self.skip!r} is no list; write it as one, as in quant.skip=[first,last]")
+        _check_overrides(self.overrides)
         if self.norm_input not in NORM_INPUTS:
             raise UserError(f"quant.norm_input={self.norm_input!r}; choose one of {', '.join(NORM_INPUTS)}")
         for role in ROLES:
@@ -102,6 +105,18 @@ class Scheme:
             if fnmatch.fnmatchcase(name, pattern):
                 scheme = apply_override(scheme, pattern, changes)
         return scheme
+
+
+def _check_overrides(overrides: Any) -> None:
+    """UserError where it is not name pattern -> changed fields."""
+    found = {} if overrides is None else overrides
+    if not isinstance(found, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Mapping) for k, v in found.items()
+    ):
+        raise UserError(
+            f"quant.overrides={overrides!r} does not map names of layers to fields; write {{features.*:{{bits:4}}}}, "
+            "and a number in quotes"
+        )
 
 
 def apply_override(scheme: Scheme, pattern: str, changes: Mapping[str, Any]) -> Scheme:

@@ -13,6 +13,7 @@ from octo_exp.cli.resume import evaluation
 from octo_exp.command import evaluate, resume, sweep, train
 from octo_exp.command.bench import NAMES
 from octo_exp.command.entry import VERBS, main
+from octo_exp.command.words import paths_of
 from octo_exp.errors import ConfigError
 
 SETTINGS = ["model=lenet5", "quant=octo", "data=digits", "train=true", "hydra.run.dir=elsewhere", "init_from=old"]
@@ -139,3 +140,30 @@ def test_a_sweep_that_is_not_there_names_those_that_are(capsys: pytest.CaptureFi
         capsys.readouterr().err
         == "error: there is no sweep no/such.yaml: give a yaml file, or one of mcu_transfer, transfer\n"
     )
+
+
+@pytest.mark.parametrize("name", ["a b=c", "key=value"])
+def test_a_folder_with_an_equals_sign_is_a_path(
+    name: str, tmp_path: Path, handed_on: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    resume.main([name, "seed=1"])
+    assert handed_on == [[f"resume='{name}'", "seed=1"]]
+    assert paths_of(["seed=1", name, "-q"]) == [name]
+    # A word without the sign is meant first.
+    assert paths_of(["run", name]) == ["run"]
+    assert paths_of(["x=" + 5000 * "y"]) == []
+
+
+@pytest.mark.parametrize("verb", ["eval", "resume", "predict"])
+def test_a_verb_with_a_path_says_what_it_takes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        sys.exit(main([verb, "--help"]))
+    assert capsys.readouterr().out.startswith(f"`octo {verb} ")
+
+
+def test_a_closed_stream_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert (main(["--version"]), main(["trian"])) == (0, 2)

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor, nn
 
-from octo_exp.command.predict import image_files, row_of
+from octo_exp.command.predict import image_files, main, row_of
 from octo_exp.data import ImageDataModule
 from octo_exp.errors import UserError
 from tests.configs import composed
@@ -71,3 +71,13 @@ def test_images_are_found_at_any_depth_and_what_is_hidden_is_not(tmp_path: Path)
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no image"):
         list(image_files(tmp_path))
+
+
+@pytest.mark.parametrize("out", ["", "missing/x.csv"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "x.png"), "run=nowhere", f"out={tmp_path / out}"]) == 2
+    told = capsys.readouterr().err
+    assert "give another out=FILE.csv" in told
+    assert told.count("\n") == 1

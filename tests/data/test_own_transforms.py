@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from octo_exp.cli import check_arguments
 from octo_exp.data import ImageDataModule
 from octo_exp.errors import ConfigError, UserError
-from octo_exp.identity import identity
+from octo_exp.identity import identity, obstacle
 from octo_exp.trust import check_targets
 from tests.configs import composed
 from tests.run_helpers import SMALL, go
@@ -119,6 +119,16 @@ def test_none_of_them_is_the_run_of_before_there_were_any() -> None:
 
     assert fingerprint(transforms={}) == fingerprint()
     assert fingerprint(transforms={"noise": {"strength": 3}}) != fingerprint()
+
+
+def test_their_order_is_of_what_a_run_is() -> None:
+    def told(*names: str) -> dict[str, Any]:
+        return identity({"data": {"transforms": {name: {"strength": 3} for name in names}}, "source": None}, {})
+
+    one, other = told("a", "b"), told("b", "a")
+    assert one["fingerprint"] != other["fingerprint"]
+    assert obstacle(one, other) is not None
+    assert told("a")["config"] == {"data.transforms.a.strength": 3, "source": None}
 
 
 def test_a_run_with_them_repeats(tmp_path: Path) -> None:

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import octo_exp
 from octo_exp.errors import ConfigError, UserError
@@ -28,10 +32,10 @@ def _plain() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
 
 
-def _gradient(net: nn.Module) -> Tensor:
+def _gradient(net: nn.Module, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     images, labels = pictures(8)
     net.zero_grad()
-    F.cross_entropy(net(images), labels).backward()
+    F.cross_entropy((call or net)(images), labels).backward()
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
@@ -95,6 +99,82 @@ def test_neither_evaluation_nor_a_pass_without_gradients_is_a_step() -> None:
         undisturbed.load_state_dict(watched.state_dict())
     watched.eval()(images)
     assert torch.equal(_gradient(watched.train()), _gradient(undisturbed))
+
+
+def _checkpointed(net: Callable[[Tensor], Tensor], *, reentrant: bool) -> Callable[[Tensor], Tensor]:
+    return lambda x: checkpoint(net, x.clone().requires_grad_(), use_reentrant=reentrant)
+
+
+def _step_of(net: nn.Module) -> int:
+    return int(net.state_dict()["octo_steps"][1])
+
+
+def test_a_checkpointed_net_computes_a_step_again_with_the_noise_it_had() -> None:
+    net, plain = _noisy(_plain()), _noisy(_plain())
+    again = _checkpointed(net, reentrant=False)
+    for _ in range(3):
+        assert torch.equal(_gradient(net, again), _gradient(plain))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "hindsight"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_computed_again_uses_the_range_it_had_and_stores_none(kind: str, reentrant: bool) -> None:
+    net, plain = (octo_exp.quantize(Halves(), "int8", x={"range": kind}, skip=[]) for _ in range(2))
+    again = _checkpointed(net.encode, reentrant=reentrant)
+    for _ in range(3):
+        assert torch.equal(_gradient(net, lambda x: net.decode(again(x))), _gradient(plain))
+    ranges = [{k: v for k, v in one.state_dict().items() if "quantizer" in k} for one in (net, plain)]
+    assert ranges[0]
+    assert all(torch.equal(value, ranges[1][key]) for key, value in ranges[0].items())
+
+
+def test_a_reentrantly_checkpointed_net_draws_in_every_step_anew_and_a_resumed_one_the_same() -> None:
+    net = _noisy(_plain())
+    first, second = (_gradient(net, _checkpointed(net, reentrant=True)) for _ in range(2))
+    assert not torch.equal(first, second)
+    plain = _noisy(_plain())
+    plain.load_state_dict({**plain.state_dict(), "octo_steps": torch.tensor([0, 0])})
+    assert torch.equal(second, _gradient(plain))
+    twin = _resumed(net)
+    third = _gradient(net, _checkpointed(net, reentrant=True))
+    assert torch.equal(third, _gradient(twin, _checkpointed(twin, reentrant=True)))
+
+
+class Halves(nn.Module):
+    """A net whose loop calls its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _plain()
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.net[:3](x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net[3](z)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+def test_layers_that_are_called_past_their_net_draw_in_every_step_anew() -> None:
+    net, called = _noisy(Halves()), _noisy(Halves())
+    for _ in range(2):
+        assert torch.equal(_gradient(net, lambda x: net.decode(net.encode(x))), _gradient(called))
+    twin = _noisy(Halves(), seed=5)
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(_gradient(twin, twin.forward), _gradient(net, net.forward))
+    assert torch.equal(_gradient(net), _gradient(twin))
+    assert _step_of(net) == 4
+
+
+def test_an_average_of_states_has_whole_steps() -> None:
+    net, soup = _noisy(_plain()), _noisy(_plain())
+    _gradient(net)
+    soup.load_state_dict({key: (value + value) / 2 for key, value in net.state_dict().items()})
+    assert torch.equal(_gradient(net), _gradient(soup))
+    with pytest.raises(UserError, match=r"octo_steps is 3, not \[seed, step\]"):
+        net.load_state_dict({**net.state_dict(), "octo_steps": torch.tensor(3)})
 
 
 def _copied(net: nn.Module) -> nn.Module:
@@ -167,6 +247,16 @@ def test_the_schemes_of_the_door_are_those_of_the_yaml_files_with_changes() -> N
     assert (changed.x.bits, changed.w.bits, changed.g.rounding, changed.clip) == (4, 4, "stochastic", None)
 
 
+def test_an_app_of_hydras_keeps_its_own_state(root: Path) -> None:
+    with initialize_config_dir(str((root / "conf").absolute()), version_base="1.3"):
+        theirs = GlobalHydra.instance().hydra
+        assert octo_exp.scheme("octo", bits=4).bits == 4
+        with pytest.raises(ConfigError):
+            octo_exp.scheme("octo", bit=4)
+        assert GlobalHydra.instance().hydra is theirs
+    assert not GlobalHydra.instance().is_initialized()
+
+
 def test_lac_has_a_learning_rate_of_its_own() -> None:
     net = octo_exp.quantize(_plain(), "octo", skip=[])
     own, lac = octo_exp.parameter_groups(net, lr=0.5)
@@ -181,6 +271,16 @@ REFUSALS = {
     "unknown field of an operand": (lambda: octo_exp.scheme("int8", g={"roundin": 1}), "did you mean 'g.rounding'"),
     "fields of a part that is not there": (lambda: octo_exp.scheme("int8", clip={"rho": 1}), "clip' is null"),
     "a value out of range": (lambda: octo_exp.scheme("int8", bits=9), "bits must be 2 to 8"),
+    "a width in quotes": (lambda: octo_exp.scheme("int8", bits="4"), "bits must be 2 to 8"),
+    "a width of no whole number": (lambda: octo_exp.scheme("int8", x={"bits": 4.5}), "got 4.5"),
+    "a name for an operand": (lambda: octo_exp.scheme("int8", g="stochastic"), "'g' has fields"),
+    "a word for a number": (lambda: octo_exp.scheme("int8", x={"momentum": "a"}), "not supported between"),
+    "a name for a list": (lambda: octo_exp.scheme("int8", skip="last"), "quant.skip='last' is no list"),
+    "nothing for a list": (lambda: octo_exp.scheme("int8", skip=None), "quant.skip=None is no list"),
+    "a number for a layer": (lambda: octo_exp.scheme("int8", overrides={0: {"bits": 4}}), "in quotes"),
+    "a layer without fields": (lambda: octo_exp.scheme("int8", overrides={"0": 4}), "does not map names"),
+    "a seed that is none": (lambda: octo_exp.quantize(_plain(), "int8", skip=[], seed="a"), "seed='a' is no"),
+    "a single layer": (lambda: octo_exp.quantize(nn.Linear(4, 4), "int8", skip=[]), "wrap it in nn.Sequential"),
     "a scheme of trained nets": (lambda: octo_exp.scheme("ptq"), "quantises a trained network"),
     "nothing to quantise": (lambda: octo_exp.quantize(nn.Sequential(nn.ReLU())), "matches no layer"),
     "quantised already": (lambda: octo_exp.quantize(_noisy(_plain())), "quantised already"),
@@ -200,6 +300,11 @@ def test_what_cannot_be_is_one_line(case: str) -> None:
         call()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_seed_of_numpys_draws_what_it_draws_when_it_is_loaded() -> None:
+    net = _noisy(_plain(), seed=np.int64(7))
+    assert torch.equal(_gradient(net), _gradient(_noisy(_plain(), seed=7)))
 
 
 def test_a_refused_model_is_left_as_it_was() -> None:
