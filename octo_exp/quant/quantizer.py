@@ -142,7 +142,8 @@ class Quantizer(nn.Module):
         if not self.tracks or not self.training:
             return low, high
         used = low, high = finite_or_nan(low, high)
-        if self.operand != "g" and in_backward():
+        # Gradients (g, g_scaled) have no other place.
+        if self.operand in ("x", "w") and in_backward():
             return used if self._used is None else self._used
         if self.spec.range == "hindsight" and bool(self.count > 0):
             # A tensor that is not finite is not made so by clipping: its step, and what is stored behind it, would be.

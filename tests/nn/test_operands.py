@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
 from tests.nn.helpers import quantized, scheme
 
@@ -68,3 +69,11 @@ def test_noise_is_keyed_by_step_and_layer():
     assert torch.equal(gradient(), first)
     clock.step = 1
     assert not torch.equal(gradient(), first)
+
+
+def test_both_gradients_of_a_layer_with_a_scale_a_channel_have_ranges_of_before():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    convert(net, scheme("int8", w__granularity="channel", g__range="hindsight"), impl="torch", clock=Clock())
+    for _ in range(3):
+        net(torch.randn(5, 4)).square().sum().backward()
+    assert [int(net[2].quantizer_of(name).count) for name in ("g", "g_scaled")] == [3, 3]
