@@ -12,9 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octo_exp.library import parameter_groups as parameter_groups
-    from octo_exp.library import quantize as quantize
-    from octo_exp.library import scheme as scheme
+    from octo_exp.facade import parameter_groups as parameter_groups
+    from octo_exp.facade import quantize as quantize
+    from octo_exp.facade import scheme as scheme
     from octo_exp.nn.convert import compensation_penalty as compensation_penalty
     from octo_exp.quant.scheme import Scheme as Scheme
 
@@ -23,9 +23,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Scheme": "octo_exp.quant.scheme",
     "compensation_penalty": "octo_exp.nn.convert",
-    "parameter_groups": "octo_exp.library",
-    "quantize": "octo_exp.library",
-    "scheme": "octo_exp.library",
+    "parameter_groups": "octo_exp.facade",
+    "quantize": "octo_exp.facade",
+    "scheme": "octo_exp.facade",
 }
 __all__ = ["Scheme", "compensation_penalty", "parameter_groups", "quantize", "scheme"]
 

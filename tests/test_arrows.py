@@ -17,8 +17,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (set(), {"torch"}),
     "quant": ({"kernels"}, {"torch"}),
     "nn": ({"kernels", "quant"}, {"torch"}),
-    "library": ({"kernels", "nn", "quant"}, {"hydra", "omegaconf", "torch"}),
-    "lightning": ({"library", "nn", "quant"}, {"lightning", "torch"}),
+    "facade": ({"kernels", "nn", "quant"}, {"hydra", "omegaconf", "torch"}),
+    "lightning": ({"facade", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (
         {"progress"},

@@ -13,7 +13,7 @@ from octo_exp.errors import UserError
 from octo_exp.lightning import Int8
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.quantizer import Quantizer
-from tests.library.strangers import NETS, StrangersModule, pictures
+from tests.facade.strangers import NETS, StrangersModule, pictures
 from tests.nn.doors import watched_doors
 
 # Lightning 2.6 counts its own hooks by a deprecated method of torch's.

@@ -1,11 +1,14 @@
 """Networks and a LightningModule of people who never saw this package."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
+
+import octo_exp
 
 SIDE, CLASSES = 16, 4
 
@@ -104,3 +107,19 @@ class StrangersModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def noisy(net: nn.Module, seed: int = 0) -> nn.Module:
+    return octo_exp.quantize(net, "int8", seed=seed, g={"rounding": "stochastic"}, skip=[])
+
+
+def plain_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
+
+
+def gradient(net: nn.Module, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    images, labels = pictures(8)
+    net.zero_grad()
+    F.cross_entropy((call or net)(images), labels).backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters()])

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,25 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import octo_exp
 from octo_exp.errors import ConfigError, UserError
-from octo_exp.nn.layers import QuantLayer
-from tests.library.strangers import NETS, pictures
+from tests.facade.strangers import NETS, gradient, noisy, pictures, plain_net
 from tests.nn.doors import watched_doors
-
-
-def _noisy(net: nn.Module, seed: int = 0) -> nn.Module:
-    return octo_exp.quantize(net, "int8", seed=seed, g={"rounding": "stochastic"}, skip=[])
-
-
-def _plain() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
-
-
-def _gradient(net: nn.Module, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    images, labels = pictures(8)
-    net.zero_grad()
-    F.cross_entropy((call or net)(images), labels).backward()
-    return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
 def test_the_door_lists_what_it_gives_and_imports_no_torch(root: Path) -> None:
@@ -82,23 +64,23 @@ def test_a_strangers_net_learns_in_a_plain_loop_by_int8_products(name: str, sche
 
 
 def test_each_step_of_a_plain_loop_draws_noise_of_its_own_and_a_rerun_the_same() -> None:
-    first, again = _noisy(_plain()), _noisy(_plain())
-    a, b = _gradient(first), _gradient(first)
+    first, again = noisy(plain_net()), noisy(plain_net())
+    a, b = gradient(first), gradient(first)
     assert not torch.equal(a, b)
-    assert torch.equal(a, _gradient(again))
-    assert torch.equal(b, _gradient(again))
-    assert not torch.equal(a, _gradient(_noisy(_plain(), seed=1)))
+    assert torch.equal(a, gradient(again))
+    assert torch.equal(b, gradient(again))
+    assert not torch.equal(a, gradient(noisy(plain_net(), seed=1)))
 
 
 def test_neither_evaluation_nor_a_pass_without_gradients_is_a_step() -> None:
-    watched, undisturbed = _noisy(_plain()), _noisy(_plain())
+    watched, undisturbed = noisy(plain_net()), noisy(plain_net())
     images, _ = pictures(8)
-    _gradient(watched), _gradient(undisturbed)
+    gradient(watched), gradient(undisturbed)
     with torch.no_grad():
         watched(images)
         undisturbed.load_state_dict(watched.state_dict())
     watched.eval()(images)
-    assert torch.equal(_gradient(watched.train()), _gradient(undisturbed))
+    assert torch.equal(gradient(watched.train()), gradient(undisturbed))
 
 
 def _checkpointed(net: Callable[[Tensor], Tensor], *, reentrant: bool) -> Callable[[Tensor], Tensor]:
@@ -110,10 +92,10 @@ def _step_of(net: nn.Module) -> int:
 
 
 def test_a_checkpointed_net_computes_a_step_again_with_the_noise_it_had() -> None:
-    net, plain = _noisy(_plain()), _noisy(_plain())
+    net, plain = noisy(plain_net()), noisy(plain_net())
     again = _checkpointed(net, reentrant=False)
     for _ in range(3):
-        assert torch.equal(_gradient(net, again), _gradient(plain))
+        assert torch.equal(gradient(net, again), gradient(plain))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "hindsight"])
@@ -122,22 +104,22 @@ def test_what_is_computed_again_uses_the_range_it_had_and_stores_none(kind: str,
     net, plain = (octo_exp.quantize(Halves(), "int8", x={"range": kind}, skip=[]) for _ in range(2))
     again = _checkpointed(net.encode, reentrant=reentrant)
     for _ in range(3):
-        assert torch.equal(_gradient(net, lambda x: net.decode(again(x))), _gradient(plain))
+        assert torch.equal(gradient(net, lambda x: net.decode(again(x))), gradient(plain))
     ranges = [{k: v for k, v in one.state_dict().items() if "quantizer" in k} for one in (net, plain)]
     assert ranges[0]
     assert all(torch.equal(value, ranges[1][key]) for key, value in ranges[0].items())
 
 
 def test_a_reentrantly_checkpointed_net_draws_in_every_step_anew_and_a_resumed_one_the_same() -> None:
-    net = _noisy(_plain())
-    first, second = (_gradient(net, _checkpointed(net, reentrant=True)) for _ in range(2))
+    net = noisy(plain_net())
+    first, second = (gradient(net, _checkpointed(net, reentrant=True)) for _ in range(2))
     assert not torch.equal(first, second)
-    plain = _noisy(_plain())
+    plain = noisy(plain_net())
     plain.load_state_dict({**plain.state_dict(), "octo_steps": torch.tensor([0, 0])})
-    assert torch.equal(second, _gradient(plain))
+    assert torch.equal(second, gradient(plain))
     twin = _resumed(net)
-    third = _gradient(net, _checkpointed(net, reentrant=True))
-    assert torch.equal(third, _gradient(twin, _checkpointed(twin, reentrant=True)))
+    third = gradient(net, _checkpointed(net, reentrant=True))
+    assert torch.equal(third, gradient(twin, _checkpointed(twin, reentrant=True)))
 
 
 class Halves(nn.Module):
@@ -145,7 +127,7 @@ class Halves(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = _plain()
+        self.net = plain_net()
 
     def encode(self, x: Tensor) -> Tensor:
         return self.net[:3](x)
@@ -158,21 +140,21 @@ class Halves(nn.Module):
 
 
 def test_layers_that_are_called_past_their_net_draw_in_every_step_anew() -> None:
-    net, called = _noisy(Halves()), _noisy(Halves())
+    net, called = noisy(Halves()), noisy(Halves())
     for _ in range(2):
-        assert torch.equal(_gradient(net, lambda x: net.decode(net.encode(x))), _gradient(called))
-    twin = _noisy(Halves(), seed=5)
+        assert torch.equal(gradient(net, lambda x: net.decode(net.encode(x))), gradient(called))
+    twin = noisy(Halves(), seed=5)
     twin.load_state_dict(net.state_dict())
-    assert torch.equal(_gradient(twin, twin.forward), _gradient(net, net.forward))
-    assert torch.equal(_gradient(net), _gradient(twin))
+    assert torch.equal(gradient(twin, twin.forward), gradient(net, net.forward))
+    assert torch.equal(gradient(net), gradient(twin))
     assert _step_of(net) == 4
 
 
 def test_an_average_of_states_has_whole_steps() -> None:
-    net, soup = _noisy(_plain()), _noisy(_plain())
-    _gradient(net)
+    net, soup = noisy(plain_net()), noisy(plain_net())
+    gradient(net)
     soup.load_state_dict({key: (value + value) / 2 for key, value in net.state_dict().items()})
-    assert torch.equal(_gradient(net), _gradient(soup))
+    assert torch.equal(gradient(net), gradient(soup))
     with pytest.raises(UserError, match=r"octo_steps is 3, not \[seed, step\]"):
         net.load_state_dict({**net.state_dict(), "octo_steps": torch.tensor(3)})
 
@@ -190,7 +172,7 @@ def _pickled(net: nn.Module) -> nn.Module:
 
 
 def _resumed(net: nn.Module) -> nn.Module:
-    other = _noisy(_plain(), seed=5)
+    other = noisy(plain_net(), seed=5)
     file = io.BytesIO()
     torch.save(net.state_dict(), file)
     file.seek(0)
@@ -200,36 +182,36 @@ def _resumed(net: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("twin_of", [_copied, _pickled, _resumed])
 def test_a_twin_goes_on_as_the_net_would_and_counts_for_itself(twin_of: Callable[[nn.Module], nn.Module]) -> None:
-    net = _noisy(_plain())
-    _gradient(net)
+    net = noisy(plain_net())
+    gradient(net)
     twin = twin_of(net)
-    later = [_gradient(net), _gradient(net)]
-    assert torch.equal(later[0], _gradient(twin))
-    assert torch.equal(later[1], _gradient(twin))
+    later = [gradient(net), gradient(net)]
+    assert torch.equal(later[0], gradient(twin))
+    assert torch.equal(later[1], gradient(twin))
 
 
 def test_an_average_of_the_weights_counts_for_itself() -> None:
-    net, alone = _noisy(_plain()), _noisy(_plain())
+    net, alone = noisy(plain_net()), noisy(plain_net())
     average = torch.optim.swa_utils.AveragedModel(net)
-    _gradient(net), _gradient(alone)
+    gradient(net), gradient(alone)
     average.update_parameters(net)
     images, _ = pictures(8)
     average.train()(images)
-    assert torch.equal(_gradient(net), _gradient(alone))
+    assert torch.equal(gradient(net), gradient(alone))
 
 
 def test_a_float_nets_state_loads_and_the_steps_stay() -> None:
-    state = _plain().state_dict()
-    net = _noisy(_plain())
-    expected = [_gradient(net), _gradient(net)]
-    other = _noisy(_plain())
-    assert torch.equal(expected[0], _gradient(other))
+    state = plain_net().state_dict()
+    net = noisy(plain_net())
+    expected = [gradient(net), gradient(net)]
+    other = noisy(plain_net())
+    assert torch.equal(expected[0], gradient(other))
     other.load_state_dict(state, strict=False)
-    assert torch.equal(expected[1], _gradient(other))
+    assert torch.equal(expected[1], gradient(other))
 
 
 def test_a_batch_that_is_not_finite_leaves_the_stored_ranges() -> None:
-    net = octo_exp.quantize(_plain(), "octo", skip=[])
+    net = octo_exp.quantize(plain_net(), "octo", skip=[])
     images, labels = pictures(8)
     F.cross_entropy(net(images), labels).backward()
     before = {name: value.clone() for name, value in net.state_dict().items() if "quantizer" in name}
@@ -258,58 +240,8 @@ def test_an_app_of_hydras_keeps_its_own_state(root: Path) -> None:
 
 
 def test_lac_has_a_learning_rate_of_its_own() -> None:
-    net = octo_exp.quantize(_plain(), "octo", skip=[])
+    net = octo_exp.quantize(plain_net(), "octo", skip=[])
     own, lac = octo_exp.parameter_groups(net, lr=0.5)
     assert own["lr"] == 0.5
     assert (lac["lr"], lac["weight_decay"]) == (0.001, 0.0)
     assert len(own["params"]) + len(lac["params"]) == len(list(net.parameters()))
-
-
-REFUSALS = {
-    "unknown scheme": (lambda: octo_exp.quantize(_plain(), "oct"), "did you mean 'octo'"),
-    "unknown field": (lambda: octo_exp.quantize(_plain(), bit=4), "did you mean 'bits'"),
-    "unknown field of an operand": (lambda: octo_exp.scheme("int8", g={"roundin": 1}), "did you mean 'g.rounding'"),
-    "fields of a part that is not there": (lambda: octo_exp.scheme("int8", clip={"rho": 1}), "clip' is null"),
-    "a value out of range": (lambda: octo_exp.scheme("int8", bits=9), "bits must be 2 to 8"),
-    "a width in quotes": (lambda: octo_exp.scheme("int8", bits="4"), "bits must be 2 to 8"),
-    "a width of no whole number": (lambda: octo_exp.scheme("int8", x={"bits": 4.5}), "got 4.5"),
-    "a name for an operand": (lambda: octo_exp.scheme("int8", g="stochastic"), "'g' has fields"),
-    "a word for a number": (lambda: octo_exp.scheme("int8", x={"momentum": "a"}), "not supported between"),
-    "a name for a list": (lambda: octo_exp.scheme("int8", skip="last"), "quant.skip='last' is no list"),
-    "nothing for a list": (lambda: octo_exp.scheme("int8", skip=None), "quant.skip=None is no list"),
-    "a number for a layer": (lambda: octo_exp.scheme("int8", overrides={0: {"bits": 4}}), "in quotes"),
-    "a layer without fields": (lambda: octo_exp.scheme("int8", overrides={"0": 4}), "does not map names"),
-    "a seed that is none": (lambda: octo_exp.quantize(_plain(), "int8", skip=[], seed="a"), "seed='a' is no"),
-    "a single layer": (lambda: octo_exp.quantize(nn.Linear(4, 4), "int8", skip=[]), "wrap it in nn.Sequential"),
-    "a scheme of trained nets": (lambda: octo_exp.scheme("ptq"), "quantises a trained network"),
-    "nothing to quantise": (lambda: octo_exp.quantize(nn.Sequential(nn.ReLU())), "matches no layer"),
-    "quantised already": (lambda: octo_exp.quantize(_noisy(_plain())), "quantised already"),
-    "no module": (lambda: octo_exp.quantize("vgg11"), "takes a torch.nn.Module"),
-    "no kernels there": (lambda: octo_exp.quantize(_plain().to("meta"), "int8", skip=[]), "not on meta"),
-    "changes of a made scheme": (
-        lambda: octo_exp.quantize(_plain(), octo_exp.scheme("int8"), bits=4),
-        "bits: a scheme",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_what_cannot_be_is_one_line(case: str) -> None:
-    call, words = REFUSALS[case]
-    with pytest.raises((UserError, ConfigError)) as caught:
-        call()
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_seed_of_numpys_draws_what_it_draws_when_it_is_loaded() -> None:
-    net = _noisy(_plain(), seed=np.int64(7))
-    assert torch.equal(_gradient(net), _gradient(_noisy(_plain(), seed=7)))
-
-
-def test_a_refused_model_is_left_as_it_was() -> None:
-    net = _plain()
-    with pytest.raises(UserError):
-        octo_exp.quantize(net, "int8", skip=["features.*"])
-    assert not any(isinstance(module, QuantLayer) for module in net.modules())
-    assert not net._forward_pre_hooks
