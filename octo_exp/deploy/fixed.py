@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from octo_exp.errors import UserError
+from octo_exp.mcu.parts import Q_MAX, Q_MIN
 
-Q_MIN, Q_MAX = -128, 127
 # |sum| < 2^31 and value < 2^24: with this shift all products become 0, and a longer one would leave int64.
 MAX_SHIFT = 62
 

@@ -13,7 +13,7 @@ from octo_exp.deploy.fixed import AddFactors
 from octo_exp.deploy.program import Program, most_images
 from octo_exp.errors import UserError
 from octo_exp.kernels.cpu_elementwise import array, use_torch_threads
-from octo_exp.mcu.graph import McuInput
+from octo_exp.mcu.input import McuInput
 from octo_exp.mcu.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 from octo_exp.mcu.steps import Step, steps_of
 

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octo_exp.deploy import fixed
-from octo_exp.deploy.fixed import Q_MIN, AddFactors
+from octo_exp.deploy.fixed import AddFactors
 from octo_exp.kernels import api
+from octo_exp.mcu.parts import Q_MIN
 
 if TYPE_CHECKING:
     from octo_exp.deploy.net import IntegerConv, IntegerPool

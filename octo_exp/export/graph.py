@@ -12,7 +12,7 @@ from octo_exp.deploy import IntegerNet
 from octo_exp.errors import UserError
 from octo_exp.export.source import Source
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.mcu.constants import Q_MAX
+from octo_exp.mcu.parts import Q_MAX
 from octo_exp.mcu.export import spec_of
 from octo_exp.mcu.graph import McuNet
 from octo_exp.mcu.heads import FloatHead

@@ -9,8 +9,6 @@ from torch import Tensor
 from octo_exp.kernels.epilogue import pack_bits, unpack_bits
 from octo_exp.kernels.geometry import ConvGeometry
 
-Q_MIN, Q_MAX = -128, 127
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConvConstants:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.mcu.constants import Q_MAX, Q_MIN, ConvConstants, Gradients, pack, select_channels, unpack
+from octo_exp.mcu.constants import ConvConstants, Gradients, pack, select_channels, unpack
+from octo_exp.mcu.parts import Q_MAX, Q_MIN
 
 
 def per_channel(v: Tensor) -> Tensor:

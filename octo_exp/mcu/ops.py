@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from octo_exp.errors import UserError
 from octo_exp.mcu import float_order, integer, pool
-from octo_exp.mcu.constants import Q_MAX, ConvConstants, Gradients, select_channels
+from octo_exp.mcu.constants import ConvConstants, Gradients, select_channels
+from octo_exp.mcu.parts import Q_MAX
 from octo_exp.mcu.pool import Pool
 from octo_exp.mcu.update import Update
 

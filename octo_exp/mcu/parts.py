@@ -18,6 +18,8 @@ from octo_exp.kernels.geometry import ConvGeometry
 # Below this weight scale a channel computes nothing: QAS would divide by its square.
 DEAD_SCALE = 1e-5
 POOLS = ("max", "average")
+# Codes of activations.
+Q_MIN, Q_MAX = -128, 127
 
 
 def require(condition: bool, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octo_exp.mcu.constants import Q_MIN
+from octo_exp.mcu.parts import Q_MIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from octo_exp.data.transforms import normalize
 from octo_exp.export import graph, mcu
 from octo_exp.export.__main__ import main
 from octo_exp.export.source import read_run
-from octo_exp.mcu.graph import McuInput, McuNet
+from octo_exp.mcu.graph import McuNet
+from octo_exp.mcu.input import McuInput
 from octo_exp.mcu.parts import InputSpec
 from octo_exp.mcu.reader import read_model
 from octo_exp.mcu.writer import write_model
