@@ -11,7 +11,7 @@ gc.disable()
 
 from pathlib import Path
 
-from octo_exp.command.train import start
+from octo_exp.cli.train import start
 
 if __name__ == "__main__":
     start(Path(__file__).parent / "conf")

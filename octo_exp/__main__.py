@@ -2,7 +2,7 @@
 
 import sys
 
-from octo_exp.command.entry import main
+from octo_exp.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from octo_exp.base.configs import conf_folder
-from octo_exp.errors import ConfigError, UserError
-from octo_exp.kernels.api import resolve_impl
+from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.kernels.ops import resolve_impl
 from octo_exp.nn import convert
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.nn.steps import StepCounter

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from octo_exp.base.errors import UserError
 from octo_exp.bench.command import keep
 from octo_exp.bench.subjects import CONF
-from octo_exp.dse.command import build_problem
-from octo_exp.dse.nsga2 import Nsga2
-from octo_exp.errors import UserError
+from octo_exp.cli.dse.nsga2 import Nsga2
+from octo_exp.cli.dse.search import build_problem
 from octo_exp.hw.search.genetic import Genetic
 from octo_exp.hw.search.scan import Problem, Scan, Search, drive
 

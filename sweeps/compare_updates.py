@@ -27,8 +27,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from octo_exp.base.configs import conf_folder
+from octo_exp.base.errors import FailedError, UserError
 from octo_exp.base.files import write_json
-from octo_exp.errors import FailedError, UserError
 
 RULES = "head_only:sgd_nomom,mcunet_5fps_99kb:sgd_nomom,mcunet_5fps_99kb:sgd_scale_nomom"
 # Of a step; a factor of 2 apart.
@@ -175,7 +175,7 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
 def _names(rules: str) -> list[str]:
     """Return the rules of --rules; UserError where one is no `update:optimizer`."""
     # It imports torch, for which --help need not wait.
-    from octo_exp.update.rule import OPTIMIZERS
+    from octo_exp.graph.train.update.rule import OPTIMIZERS
 
     updates = sorted(path.stem for path in (conf_folder() / "update").glob("*.yaml"))
     for rule in rules.split(","):

@@ -6,7 +6,7 @@ from pathlib import Path
 # As a program this file has its own folder on the path alone.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from octo_exp.dse.command import start
+from octo_exp.cli.dse.search import start
 
 if __name__ == "__main__":
     start()

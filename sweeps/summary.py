@@ -2,7 +2,7 @@
 
 import sys
 
-from octo_exp.sweep.summary import main
+from octo_exp.runs.sweep.summary import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,8 +25,8 @@ import pytest
 import torch
 from lightning import Callback
 
-from octo_exp import folder as folders
 from octo_exp.base import signals
+from octo_exp.runs import folder as folders
 from tests.run_helpers import go
 from tests.test_resume import CASES, EVERY, accompanied, numbers
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import open_dict
 
-from octo_exp.run import run
+from octo_exp.runs.run import run
 from tests.configs import composed
 
 # Without a machine: its cost figure takes longer than the training.

@@ -10,9 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "octo_exp"
 
-# room -> (rooms of octo_exp, third parties beside the standard library); every room may use `errors` and `base`.
+# room -> (rooms of octo_exp, third parties beside the standard library); every room may use `base`.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "errors": (set(), set()),
     "base": (set(), {"filelock"}),
     "kernels": (set(), {"torch"}),
     "quant": ({"kernels"}, {"torch"}),
@@ -21,116 +20,97 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "lightning": ({"facade", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (
-        {"progress"},
+        set(),
         {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
     ),
-    "mcu": ({"kernels"}, {"torch", "numpy"}),
-    "progress": (set(), {"rich"}),
-    "ptq": ({"kernels", "quant", "mcu", "nn", "progress"}, {"torch", "numpy"}),
-    "deploy": ({"kernels", "mcu"}, {"torch", "numpy"}),
-    "update": ({"mcu"}, {"torch"}),
+    "graph": ({"kernels", "quant", "nn"}, {"torch", "numpy"}),
     "hw": (set(), {"numpy"}),
-    "trace": ({"kernels", "quant", "nn", "hw", "mcu", "update"}, {"torch"}),
-    "plots": ({"hw"}, {"matplotlib", "rich"}),
-    "curves": (set(), {"matplotlib"}),
-    "lit": (set(), {"torch", "lightning", "torchmetrics"}),
-    "loops": (set(), {"lightning"}),
-    "history": (set(), {"torch", "lightning"}),
-    "trust": (set(), {"hydra", "omegaconf"}),
-    "checkpoint": ({"trust"}, {"torch", "lightning"}),
-    "identity": (set(), set()),
-    "folder": ({"checkpoint", "identity"}, set()),
-    "tracking": (set(), {"lightning"}),
-    "callbacks": ({"checkpoint", "curves", "history", "nn", "quant", "hw", "trace", "plots"}, {"torch", "lightning"}),
-    "weights": ({"checkpoint", "folder"}, {"safetensors", "torch"}),
-    "results": (set(), {"rich"}),
-    "cli": ({"identity", "trust"}, {"hydra", "omegaconf", "yaml", "antlr4"}),
-    "sweep": ({"cli"}, {"hydra", "omegaconf", "rich", "yaml"}),
-    "dse": (
-        {"assemble", "cli", "hw", "models", "quant", "trace", "trust"},
-        {"hydra", "matplotlib", "numpy", "omegaconf", "optuna", "rich"},
-    ),
-    "posttraining": ({"deploy", "mcu", "ptq", "quant"}, {"torch"}),
-    "native": ({"mcu", "posttraining"}, {"torch"}),
-    "assemble": (
-        {
-            *("callbacks", "checkpoint", "data", "folder", "hw", "kernels", "lit", "loops", "mcu", "models", "native"),
-            *("nn", "posttraining", "progress", "quant", "tracking", "trust", "update", "weights"),
-        },
-        {"hydra", "lightning", "omegaconf", "rich", "torch"},
+    "trace": ({"kernels", "quant", "nn", "hw", "graph"}, {"torch"}),
+    "config": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
+    "runs": (
+        {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "trace"},
+        {"hydra", "lightning", "omegaconf", "rich", "torch", "yaml"},
     ),
     "export": (
-        {
-            "assemble",
-            "deploy",
-            "hw",
-            "mcu",
-            "models",
-            "nn",
-            "plots",
-            "posttraining",
-            "progress",
-            "results",
-            "trace",
-            "trust",
-            "weights",
-        },
+        {"config", "graph", "hw", "models", "nn", "runs", "trace"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
-    "start": ({"assemble", "cli", "folder", "identity", "weights"}, {"hydra", "omegaconf"}),
-    "stages": ({"assemble", "folder", "results", "weights"}, {"lightning", "omegaconf", "torch"}),
-    "run": (
-        {"assemble", "callbacks", "folder", "identity", "results", "stages", "start", "tracking", "trust"},
-        {"hydra", "lightning", "omegaconf"},
+    "cli": (
+        {"config", "data", "export", "graph", "hw", "models", "quant", "runs", "trace"},
+        {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
-    "command": (
-        {"cli", "data", "dse", "export", "hw", "mcu", "progress", "run", "sweep"},
-        {"hydra", "omegaconf", "rich", "torch"},
-    ),
-    "__main__": ({"command"}, set()),
+    "__main__": ({"cli"}, set()),
     "bench": (
-        {
-            *("assemble", "callbacks", "deploy", "export", "hw", "kernels", "mcu", "models", "nn"),
-            *("plots", "posttraining", "progress", "quant", "trace", "trust", "update"),
-        },
+        {"config", "export", "graph", "hw", "kernels", "models", "nn", "quant", "runs", "trace"},
         {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
     ),
 }
-# Files with a dependency that their room does not have.
+# Files and folders with a dependency that their room does not have.
 EXTRA = {
+    "base/progress.py": {"rich"},
     "bench/deploy.py": {"onnx"},
-    "deploy/few_rows.py": {"llvmlite", "numba"},
-    "deploy/vectors.py": {"llvmlite", "numba"},
-    "export/onnx_build.py": {"onnx"},
-    "export/onnx_qdq.py": {"onnx"},
-    "export/onnx_runtime.py": {"onnx", "onnxruntime"},
-    "export/onnx_verify.py": {"onnx", "onnxruntime"},
-    "kernels/compiled.py": {"numba"},
-    "kernels/cpu_loops.py": {"numba", "numpy"},
-    "kernels/cpu_noise.py": {"numpy"},
-    "kernels/cpu_conv.py": {"numpy"},
-    "kernels/cpu_elementwise.py": {"numba", "numpy"},
+    "cli/dse/nsga2.py": {"optuna"},
+    "cli/dse/plot.py": {"matplotlib"},
+    "export/onnx": {"onnx"},
+    "export/onnx/runtime.py": {"onnxruntime"},
+    "export/onnx/verify.py": {"onnxruntime"},
+    "kernels/cpu": {"numba", "numpy"},
+    "kernels/cpu/few_rows.py": {"llvmlite"},
+    "kernels/cpu/fixed_vectors.py": {"llvmlite"},
+    "kernels/cpu/vectors.py": {"llvmlite"},
+    "kernels/triton": {"triton"},
     "models/hf.py": {"transformers"},
-    "mcu/cpu_vectors.py": {"llvmlite", "numba"},
-    "tracking/session.py": {"wandb"},
-    "kernels/triton_conv.py": {"triton"},
-    "kernels/triton_gemm.py": {"triton"},
-    "kernels/triton_quantize.py": {"triton"},
+    "runs/cost_plots.py": {"matplotlib"},
+    "runs/curve_plots.py": {"matplotlib"},
+    "runs/lit.py": {"torchmetrics"},
+    "runs/tracking/session.py": {"wandb"},
+    "runs/weights/given.py": {"safetensors"},
+}
+# Within a wing: folder -> folders of it that it may import; "." are the files that lie directly in the room.
+WINGS: dict[str, dict[str, set[str]]] = {
+    "graph": {".": set(), **{inner: {"."} for inner in ("files", "calibrate", "train", "integers")}},
+    "kernels": {".": {"plain"}, "plain": {"."}, "cpu": {".", "plain"}, "triton": {".", "plain"}},
+    "export": {".": set(), **{inner: {"."} for inner in ("onnx", "c99", "text")}},
+    "runs": {
+        ".": {"assemble", "callbacks", "tracking", "weights"},
+        "assemble": {".", "callbacks", "tracking", "weights"},
+        "callbacks": {"."},
+        "weights": {"."},
+        "tracking": set(),
+        "sweep": set(),
+    },
+    "config": {".": {"trust"}, "trust": set()},
+    "cli": {".": set(), "dse": set()},
+}
+# Names of files that stand in several folders: the same thing in parallel wings.
+PARALLEL = {
+    "conv": {"kernels/cpu", "kernels/triton"},
+    "elementwise": {"kernels/cpu", "kernels/plain"},
+    "fused": {"kernels", "kernels/cpu", "kernels/triton"},
+    "verify": {"export/c99", "export/onnx"},
 }
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, `from octo_exp import x` as octo_exp.x."""
+    """Dotted names that a file imports, of octo_exp the modules: `from octo_exp.x import y` as octo_exp.x.y."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            names |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "octo_exp" else {node.module}
-            )
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if node.module == "octo_exp" or file_of(inner) else node.module)
     return names
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of octo_exp."""
+    top, *parts = module.split(".")
+    path = PACKAGE.joinpath(*parts)
+    found = [place for place in (path.with_suffix(".py"), path / "__init__.py") if place.is_file()]
+    return found[0] if top == "octo_exp" and found else None
 
 
 def room_of(path: Path) -> str:
@@ -145,22 +125,51 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 def test_arrows(path):
     room = room_of(path)
     rooms, parties = ROOMS[room]
-    parties = parties | EXTRA.get(str(path.relative_to(PACKAGE)), set())
+    places = (path.relative_to(PACKAGE), *path.relative_to(PACKAGE).parents)
+    parties = parties.union(*(EXTRA.get(place.as_posix(), set()) for place in places))
     for name in imports(path):
         top, _, rest = name.partition(".")
         if top == "octo_exp":
             target = rest.split(".")[0]
-            allowed = rooms | {room, "errors", "__version__"} | ({"base"} if room != "errors" else set())
+            allowed = rooms | {room, "base", "__version__"}
             assert not target or target in allowed, f"{room} must not import {name}"
         elif top not in sys.stdlib_module_names:
             assert top in parties, f"{room} must not import {name}"
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_arrows_within_a_wing(wing):
+    folders = {path.name for path in (PACKAGE / wing).iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == WINGS[wing].keys() - {"."}
+    for path in sorted((PACKAGE / wing).rglob("*.py")):
+        own = path.relative_to(PACKAGE / wing).parts[0]
+        own = own if own in folders else "."
+        for name in imports(path):
+            _, room, *inner = [*name.split("."), ""]
+            if name.startswith("octo_exp.") and room == wing:
+                other = inner[0] if inner[0] in folders else "."
+                assert other in WINGS[wing][own] | {own}, f"{path.relative_to(PACKAGE)} must not import {name}"
+
+
+def test_no_file_name_stands_in_two_folders():
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        if not path.stem.startswith("__"):
+            found.setdefault(path.stem, set()).add(path.parent.relative_to(PACKAGE).as_posix())
+    assert {name: places for name, places in found.items() if len(places) > 1} == PARALLEL
+
+
+def test_there_are_at_most_eighteen_rooms():
+    rooms = {room_of(path) for path in FILES} - {"__main__"}
+    assert len(rooms) <= 18
+    assert rooms == ROOMS.keys() - {"__main__"}
 
 
 def test_compiled_loops_have_one_door():
     """numba's own decorators fail where nothing can be written, and on a damaged cache."""
     names = {"jit", "njit", "vectorize", "guvectorize", "cfunc", "prange"}
     for path in FILES:
-        if path != PACKAGE / "kernels" / "compiled.py":
+        if path != PACKAGE / "kernels" / "cpu" / "compiled.py":
             tree = ast.walk(ast.parse(path.read_text()))
             found = [node for node in tree if isinstance(node, ast.ImportFrom) and node.module == "numba"]
             assert not names & {alias.name for node in found for alias in node.names}, path

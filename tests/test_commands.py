@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from omegaconf import OmegaConf
 
-from octo_exp.cli import check_arguments
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.config import check_arguments
 from octo_exp.export.request import parse
 from tests.configs import CONF, composed
 from tests.conftest import ROOT

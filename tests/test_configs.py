@@ -14,7 +14,7 @@ from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from tests.configs import CONF, composed, options, pairwise
-from tests.ptq.helpers import MODELS as NARROW
+from tests.graph.calibrate.helpers import MODELS as NARROW
 
 # Networks of others: tests/models. int8 graphs are read from files and belong to quant=native (tests/test_native.py);
 # ptq: tests/test_posttraining.py.

@@ -3,8 +3,8 @@ import csv
 import pytest
 from PIL import Image
 
-from octo_exp.curves import curves, save_curves
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.runs.curve_plots import curves, save_curves
 from tests.run_helpers import SMALL, go
 
 

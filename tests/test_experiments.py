@@ -5,10 +5,10 @@ import shlex
 import pytest
 from hydra.utils import instantiate
 
-from octo_exp.cli import check_arguments
-from octo_exp.run import run
+from octo_exp.config import check_arguments
+from octo_exp.runs.run import run
 from tests.configs import CONF, composed, options
-from tests.mcu.helpers import model_file
+from tests.graph.helpers import model_file
 
 
 @pytest.mark.parametrize("name", options("experiment"))

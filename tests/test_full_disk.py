@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from octo_exp.base.errors import UserError
 from octo_exp.bench.command import keep
-from octo_exp.callbacks.cost import _write_csv
-from octo_exp.callbacks.memory import MemoryCallback
-from octo_exp.dse import report as dse_report
-from octo_exp.errors import UserError
-from octo_exp.export import text_numpy
-from octo_exp.hw.scalesim.files import write_all
+from octo_exp.cli.dse import outcome as dse_report
+from octo_exp.export.text import run_numpy
+from octo_exp.graph.files.writer import write_atomically
+from octo_exp.hw.scalesim.texts import write_all
 from octo_exp.hw.search.state import Store
-from octo_exp.mcu.writer import write_atomically
-from octo_exp.plots import save_compression_figure
+from octo_exp.runs.callbacks.cost import _write_csv
+from octo_exp.runs.callbacks.kept_memory import MemoryCallback
+from octo_exp.runs.cost_plots import save_compression_figure
 from tests.hw.search_helpers import problem, scan
 
 ROW = {"layer": "a", "macs": 1, "size_bytes_before": 2, "size_bytes_after": 1}
@@ -41,7 +41,7 @@ def _report(path):
 
 WRITERS = {
     "model.pkl": lambda path: write_atomically(path, b"new"),
-    "logits.npy": lambda path: text_numpy._write(path, np.zeros(3, np.int8)),
+    "logits.npy": lambda path: run_numpy._write(path, np.zeros(3, np.int8)),
     "search.npz": lambda path: Store(path, every_s=0, facts={}).save({"a": np.zeros(3)}),
     "REPORT.csv": lambda path: write_all({path: "new", path.with_name("OTHER.csv"): "new"}),
     "report.png": lambda path: save_compression_figure(path, [ROW, ROW], ["size_bytes"], title=""),

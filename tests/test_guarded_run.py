@@ -2,8 +2,8 @@
 
 import pytest
 
-from octo_exp import run
 from octo_exp.nn.guard import Guard
+from octo_exp.runs import run
 from tests.run_helpers import go
 
 SMALL = ("model=lenet5", "quant=octo", "trainer=debug", "logger=csv", "data.limit_train=200", "hw=[]")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.export.source import read_run
 from octo_exp.nn.guard import Guard
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.run import run
-from octo_exp.weights import speed_guard_of
+from octo_exp.runs.run import run
+from octo_exp.runs.weights import speed_guard_of
 from tests.configs import composed
 
 # With LAC an int8 layer has tensors that one in float has not: another verdict is another network.

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.assemble.construct import construct
-from octo_exp.assemble.nets import native_net
-from octo_exp.errors import UserError
-from octo_exp.export.graph import graph_of
+from octo_exp.base.errors import UserError
 from octo_exp.export.source import read_run
-from octo_exp.mcu.graph import McuNet
+from octo_exp.export.subject import graph_of
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.models.build import build_model
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
-from octo_exp.run import run
-from octo_exp.weights import check_no_compensation, start_from
+from octo_exp.runs.assemble.construct import construct
+from octo_exp.runs.assemble.nets import native_net
+from octo_exp.runs.run import run
+from octo_exp.runs.weights import check_no_compensation, start_from
 from tests.configs import composed
 from tests.nn.helpers import scheme
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from octo_exp import results
+from octo_exp.runs import results
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [path for room in ("octo_exp", "sweeps") for path in sorted((ROOT / room).rglob("*.py"))]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
-from octo_exp.errors import UserError
-from octo_exp.mcu.graph import McuNet
-from octo_exp.mcu.heads import random_classifier
-from octo_exp.mcu.writer import write_model
-from octo_exp.run import run
-from octo_exp.weights import start_from
+from octo_exp.base.errors import UserError
+from octo_exp.graph.files.writer import write_model
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.graph.train.heads import random_classifier
+from octo_exp.runs.run import run
+from octo_exp.runs.weights import start_from
 from tests.configs import composed
-from tests.mcu.helpers import model_file, tiny_model
+from tests.graph.helpers import model_file, tiny_model
 
 DIGITS = (
     "data=digits",

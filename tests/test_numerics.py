@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from octo_exp.config.identity import NUMERICS
 from octo_exp.data.sampler import EpochSampler, Stream, keyed_generator, stratified_indices
-from octo_exp.identity import NUMERICS
-from octo_exp.lit import warmup_cosine
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock, keyed_seed
+from octo_exp.runs.lit import warmup_cosine
 from tests.nn.helpers import scheme
 
 GOLDEN = Path(__file__).parent / "golden" / "numerics.json"
@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_this_numerics():
     changed = [name for name in PARTS if found[name] != golden["hashes"].get(name)]
     assert not changed, (
         f"{', '.join(changed)}: the same configuration gives other numbers. If that is meant, raise "
-        "octo_exp.identity.NUMERICS and write tests/golden/numerics.json anew (python -m tests.test_numerics)"
+        "octo_exp.config.identity.NUMERICS and write tests/golden/numerics.json anew (python -m tests.test_numerics)"
     )
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 
-from octo_exp.assemble.module import _device_type
-from octo_exp.assemble.trainer import _trainer
 from octo_exp.base import files
-from octo_exp.callbacks import memory
-from octo_exp.errors import UserError
-from octo_exp.run import _quiet
+from octo_exp.base.errors import UserError
+from octo_exp.runs.assemble.module import _device_type
+from octo_exp.runs.assemble.trainer import _trainer
+from octo_exp.runs.callbacks import kept_memory
+from octo_exp.runs.run import _quiet
 from tests.configs import composed
 from tests.conftest import ROOT
 
@@ -43,10 +43,10 @@ def test_a_peak_that_the_system_does_not_tell_is_none(monkeypatch):
         def read_text(self) -> str:
             raise FileNotFoundError
 
-    monkeypatch.setattr(memory, "Path", NoFile)
+    monkeypatch.setattr(kept_memory, "Path", NoFile)
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert memory.peak_mib() == 0
-    assert memory.MemoryCallback().results["memory/peak_mib"] is None
+    assert kept_memory.peak_mib() == 0
+    assert kept_memory.MemoryCallback().results["memory/peak_mib"] is None
 
 
 def test_no_process_of_windows_is_sent_a_signal(monkeypatch, tmp_path):

@@ -12,15 +12,15 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from octo_exp import posttraining
-from octo_exp.deploy import IntegerNet
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.export.__main__ import main
 from octo_exp.export.source import read_run
-from octo_exp.mcu.reader import read_model
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.integers import IntegerNet
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.posttraining import GRAPH_FILE
-from octo_exp.run import run
+from octo_exp.runs import posttraining
+from octo_exp.runs.posttraining import GRAPH_FILE
+from octo_exp.runs.run import run
 from tests.configs import composed
 
 DIGITS = (

@@ -10,9 +10,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from octo_exp import progress
+from octo_exp.base import progress
+from octo_exp.base.progress import with_progress
 from octo_exp.data.decode import decode_images
-from octo_exp.progress import with_progress
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
 @contextlib.contextmanager
 def accompanied(monkeypatch, callback: Callback) -> Iterator[None]:
     """Runs have a callback that their config does not name: callbacks belong to what a run is."""
-    import octo_exp.run as module
+    import octo_exp.runs.run as module
 
     build = module.build_trainer
 

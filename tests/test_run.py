@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from octo_exp.errors import UserError
-from octo_exp.kernels.api import products
+from octo_exp.base.errors import UserError
+from octo_exp.kernels.ops import products
 from tests.run_helpers import OCTO, SMALL, go
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from lightning import Callback
 
-from octo_exp import checkpoint, identity
+from octo_exp.base.errors import UserError
 from octo_exp.base.lock import HeldError, hold
-from octo_exp.errors import UserError
-from octo_exp.sweep.runs import read_unfinished
+from octo_exp.config import identity
+from octo_exp.runs import checkpoint
+from octo_exp.runs.sweep.jobs import read_unfinished
 from tests.run_helpers import SMALL, go
 from tests.test_resume import EVERY, FINE, accompanied, broken_off, numbers
 
@@ -65,7 +66,7 @@ def test_a_longer_max_steps_goes_on_inside_the_epoch(tmp_path):
 
 def test_a_longer_schedule_begins_with_its_own_rate(tmp_path, monkeypatch):
     """The schedule of the shorter run has ended at a rate of 0."""
-    from octo_exp.lit import LitClassifier
+    from octo_exp.runs.lit import LitClassifier
 
     rates = []
     step = LitClassifier.training_step
@@ -340,7 +341,7 @@ def test_the_last_finite_checkpoint_is_kept_and_named(copy, monkeypatch, call):
 
 
 def test_a_figure_that_is_not_finite_is_no_result(tmp_path, monkeypatch):
-    import octo_exp.run as module
+    import octo_exp.runs.run as module
 
     monkeypatch.setattr(module, "callback_results", lambda callbacks: {"quant/min_g_cosine": float("nan")})
     with pytest.raises(UserError, match=r"quant/min_g_cosine is nan"):

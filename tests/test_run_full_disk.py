@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from octo_exp import checkpoint
-from octo_exp.errors import UserError
-from octo_exp.sweep.summary import main as summary
+from octo_exp.base.errors import UserError
+from octo_exp.runs import checkpoint
+from octo_exp.runs.sweep.summary import main as summary
 from tests.run_helpers import SMALL, go
 
 INT8 = (*SMALL, "quant=int8", "callbacks.last_checkpoint.every_n_train_steps=1")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning import Callback
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from tests.run_helpers import SMALL, go
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from tests.run_helpers import SMALL, go
 
 TRANSFER = (*SMALL, "data@source=digits", "source.limit_train=100", "source.epochs=1", "source.name=digits_source")
@@ -40,7 +40,7 @@ def test_start_from_another_runs_weights(octo, tmp_path):
 
 
 def test_the_head_starts_anew_where_the_classes_differ(octo, tmp_path, monkeypatch):
-    import octo_exp.run as module
+    import octo_exp.runs.run as module
 
     build = module.build_module
     taken = {}

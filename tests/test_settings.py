@@ -7,10 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from octo_exp.assemble import check_settings, fitted
-from octo_exp.assemble.optim import check_optim, optimizer_of, schedule_of
-from octo_exp.errors import ConfigError, UserError
-from octo_exp.trust import check_targets
+from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.config.trust import check_targets
+from octo_exp.runs.assemble import check_settings, fitted
+from octo_exp.runs.assemble.optim import check_optim, optimizer_of, schedule_of
 from tests.configs import CONF, composed
 from tests.run_helpers import SMALL, go
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from octo_exp.errors import UserError
-from octo_exp.posttraining import GRAPH_FILE
-from octo_exp.run import run
+from octo_exp.base.errors import UserError
+from octo_exp.runs.posttraining import GRAPH_FILE
+from octo_exp.runs.run import run
 from tests.configs import composed
 
 PAIR = (

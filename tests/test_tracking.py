@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from octo_exp.tracking import WandbRun
-from octo_exp.tracking.session import Session
+from octo_exp.runs.tracking import WandbRun
+from octo_exp.runs.tracking.session import Session
 from tests.run_helpers import SMALL, go
 from tests.test_run_logs import inspect_wandb
 
@@ -177,7 +177,7 @@ def test_a_stopped_process_is_not_waited_for_and_is_ended(tmp_path, caplog):
 
 
 def test_what_wandb_does_not_take_is_dropped_at_last(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("octo_exp.tracking.session._QUEUE", 5)
+    monkeypatch.setattr("octo_exp.runs.tracking.session._QUEUE", 5)
     run = logger(tmp_path, wait_s=1.0)
     os.kill(started(run), signal.SIGSTOP)
     # More than the pipe and the queue hold.

@@ -12,22 +12,22 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from torch import nn
 
+from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.bench import subjects
-from octo_exp.dse import command as dse
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.cli.dse import search as dse
+from octo_exp.config.trust import check_targets
+from octo_exp.config.trust.objects import find, home
 from octo_exp.export.__main__ import main as export
 from octo_exp.export.request import parse, profile_of
 from octo_exp.export.source import read_run
-from octo_exp.run import run
-from octo_exp.trust import check_targets
-from octo_exp.trust.objects import find, home
+from octo_exp.runs.run import run
 from tests.configs import CONF, compose_copy, composed, options
 from tests.run_helpers import SMALL
 
 HOSTILE = {
     "model": (
         "torch.os.system",
-        "octo_exp.run.Path.unlink",
+        "octo_exp.runs.run.Path.unlink",
         "torch.utils.collect_env.run",
         "torch.hub.load",
         "torch.load",
@@ -36,8 +36,8 @@ HOSTILE = {
         "subprocess.run",
         "functools.partial",
         "octo_exp.base.files.write_json",
-        "octo_exp.run.run",
-        "octo_exp.run.OmegaConf.load",
+        "octo_exp.runs.run.run",
+        "octo_exp.runs.run.OmegaConf.load",
         "hydra.utils.instantiate",
         "lightning.LightningModule.load_from_checkpoint",
         "lightning.Trainer",
@@ -55,10 +55,10 @@ HOSTILE = {
     "quant.training.x": ("torch.hub.load",),
     "hw.mine": ("octo_exp.hw.energy.EnergyTable", "torch.os.system"),
     "energy": ("octo_exp.hw.profile.HardwareProfile",),
-    "update": ("octo_exp.update.scheme.SparseUpdate",),
+    "update": ("octo_exp.graph.train.update.selection.SparseUpdate",),
     "update.search.solver": ("torch.hub.load",),
     "optim.optimizer": ("torch.optim.lr_scheduler.StepLR", "torch.os.system"),
-    "optim.scheduler": ("octo_exp.lit.LitClassifier", "octo_exp.lit.partial"),
+    "optim.scheduler": ("octo_exp.runs.lit.LitClassifier", "octo_exp.runs.lit.partial"),
     "callbacks.mine": ("lightning.pytorch.loggers.CSVLogger", "datetime.timedelta"),
     "callbacks.mine.every.0.deep": ("subprocess.run", "subprocess.Popen", "torch.hub.load"),
     "logger.mine": ("lightning.Callback",),
@@ -79,13 +79,13 @@ HOSTILE = {
     "hydra.job": ("hydra.experimental.callback.Callback",),
 }
 RIGHT = {
-    "model": ("torch.nn.Linear", "octo_exp.mcu.released.graph_file"),
+    "model": ("torch.nn.Linear", "octo_exp.graph.files.released.graph_file"),
     "model.layer": ("torch.nn.ReLU",),
     "optim.scheduler": ("torch.optim.lr_scheduler.StepLR", "torch.optim.lr_scheduler.ReduceLROnPlateau"),
     "callbacks.best.train_time_interval": ("datetime.timedelta",),
     "trainer.profiler": ("lightning.pytorch.profilers.SimpleProfiler",),
     "trainer.strategy": ("lightning.pytorch.strategies.DDPStrategy",),
-    "update.search.solver": ("octo_exp.update.search.Evolution",),
+    "update.search.solver": ("octo_exp.graph.train.update.search.Evolution",),
     "hydra.callbacks.pickle": ("hydra.experimental.callbacks.PickleJobInfoCallback",),
     "hydra.launcher": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
 }
@@ -279,7 +279,7 @@ def hostile(cfg: Any, key: str, target: str, *arguments: str) -> Any:
 
 
 CALLS = [
-    ("model", "octo_exp.run.Path.unlink"),
+    ("model", "octo_exp.runs.run.Path.unlink"),
     ("data", "pathlib.Path.unlink"),
     ("optim.scheduler", "torch.os.remove"),
     ("callbacks.mine", "torch.os.remove"),

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from octo_exp.errors import UserError
-from octo_exp.trust import checkpoint_fault
-from octo_exp.weights import net_state
+from octo_exp.base.errors import UserError
+from octo_exp.config.trust import checkpoint_fault
+from octo_exp.runs.weights import net_state
 
 
 class Call:

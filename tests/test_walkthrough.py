@@ -10,12 +10,12 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from octo_exp.cli import check_arguments
+from octo_exp.cli.graph import main as run_file
+from octo_exp.config import check_arguments
 from octo_exp.export.__main__ import main as export
-from octo_exp.mcu.graph import McuNet
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.run import main as run_file
-from octo_exp.run import run
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.runs.run import run
 from tests.configs import CONF, composed
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
-from octo_exp.weights import start_from, weights_sha256
+from octo_exp.runs.weights import start_from, weights_sha256
 from tests.nn.helpers import scheme
 
 

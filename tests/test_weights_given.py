@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from octo_exp.errors import UserError
-from octo_exp.weights import given
+from octo_exp.base.errors import UserError
+from octo_exp.runs.weights import given
 from tests.run_helpers import SMALL, go
 from tests.test_weights import net
 

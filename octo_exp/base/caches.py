@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import clean, expanded, write_json
 from octo_exp.base.lock import hold
-from octo_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from octo_exp.errors import FAILED, ConfigError, UserError
+from octo_exp.base.errors import FAILED, ConfigError, UserError
 
 FILE = "failed.json"
 # Whose settings a run gives them.

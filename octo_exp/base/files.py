@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 # The end of a temporary name, as `temporary_name` makes it, of what nobody needs when its process is gone.
 PARTIAL = ".partial"

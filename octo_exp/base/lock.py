@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import unwritable, write_json
-from octo_exp.errors import UserError
 
 LOCK_FILE = ".lock"
 OWNER_FILE = ".owner.json"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import write_text
-from octo_exp.errors import UserError
 
 
 def parser_of(doc: str | None, *, threads: int | None = None, rounds: int = 20) -> argparse.ArgumentParser:

@@ -18,10 +18,10 @@ from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
+from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build, config
-from octo_exp.errors import FailedError, UserError
 from octo_exp.hw import (
     DATAFLOWS,
     EnergyTable,
@@ -34,7 +34,7 @@ from octo_exp.hw import (
     step_memory,
     training_step_cost,
 )
-from octo_exp.plots import save_cost_figure
+from octo_exp.runs.cost_plots import save_cost_figure
 from octo_exp.trace import trace
 
 SIDE = 128

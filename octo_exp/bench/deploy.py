@@ -3,9 +3,9 @@
     python -m octo_exp.bench.deploy model=vgg11 data=cifar10
 
 The model is quantised on random images (its accuracy does not matter to its speed) and exported to ONNX. `integers` is
-`octo_exp.deploy`, float images in and logits out; `onnxruntime` runs the exported file with as many threads; `float` is
-the network in torch, channels-last. Before anything is timed, both int8 forms must give one class for 99.5 % of the
-images. `--json FILE` keeps it all.
+`octo_exp.graph.integers`, float images in and logits out; `onnxruntime` runs the exported file with as many threads;
+`float` is the network in torch, channels-last. Before anything is timed, both int8 forms must give one class for 99.5 %
+of the images. `--json FILE` keeps it all.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import describe, in_turns, machine, pairwise_ratio
 from octo_exp.bench.subjects import batch, config, float_net
-from octo_exp.deploy import IntegerNet
-from octo_exp.errors import FailedError, UserError
-from octo_exp.posttraining import quantized_by
+from octo_exp.graph.integers import IntegerNet
+from octo_exp.runs.posttraining import quantized_by
 
 SUBJECTS = ("integers", "onnxruntime", "float")
 _CALIBRATION_IMAGES = 64
@@ -59,8 +59,8 @@ def _onnxruntime(spec: Any, path: Path) -> Callable[[Tensor], Tensor]:
     try:
         import onnx
 
-        from octo_exp.export.onnx_build import build as build_onnx
-        from octo_exp.export.onnx_runtime import run, session
+        from octo_exp.export.onnx.model import build as build_onnx
+        from octo_exp.export.onnx.runtime import run, session
     except ImportError as error:
         raise UserError(f"{error.name} is missing; pip install 'octo-exp[export]'") from error
     onnx.save(build_onnx(spec), path)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from octo_exp.base.errors import FailedError
 from octo_exp.bench.subjects import Subject
-from octo_exp.errors import FailedError
 
 # Least cosine between a subject's gradients and those of fp32, over all parameters both have. Rounding flips ReLUs, and
 # on untrained nets with norms that alone turns the gradient (bf16 to .94, int8 to .75): this finds a wrong net, a lost

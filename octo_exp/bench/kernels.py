@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from octo_exp.base.errors import FailedError
 from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
-from octo_exp.errors import FailedError
-from octo_exp.kernels import api, fused
+from octo_exp.kernels import fused, ops
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 
@@ -138,7 +138,7 @@ def ceilings(impl: str) -> list[Case]:
     cases = []
     for m, k, n in ((4096, 4096, 4096), (4096, 4096, 512), (2048, 2304, 512), (8192, 2304, 256)):
         a, b = codes(m, k), codes(n, k).t()
-        run = functools.partial(api.int8_matmul, a, b, impl=impl)
+        run = functools.partial(ops.int8_matmul, a, b, impl=impl)
         cases.append(Case(name=f"int8 GEMM {m} x {k} x {n}", run=lambda _, run=run: run(), operations=2 * m * k * n))
     source = torch.empty(2**23)
     target = torch.empty_like(source)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from octo_exp.progress import with_progress
+from octo_exp.base.progress import with_progress
 
 # Between subjects whose worker threads spin on for a while.
 _REST_S = 0.02

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.bench import subjects
-from octo_exp.callbacks.memory import MIB, SavedTensors, peak_mib, reset_peak
+from octo_exp.runs.callbacks.kept_memory import MIB, SavedTensors, peak_mib, reset_peak
 
 
 def saved_mib(subject: subjects.Subject) -> float:

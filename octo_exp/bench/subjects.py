@@ -14,15 +14,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from octo_exp.assemble import quantize_net, speed_guard
 from octo_exp.base.configs import conf_folder
-from octo_exp.errors import UserError
-from octo_exp.kernels.api import resolve_impl
+from octo_exp.base.errors import UserError
+from octo_exp.config.trust import check_targets
+from octo_exp.kernels.ops import resolve_impl
 from octo_exp.models.build import build_model
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
-from octo_exp.trust import check_targets
+from octo_exp.runs.assemble import quantize_net, speed_guard
 
 CONF = conf_folder()
 PLAIN = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last")

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from octo_exp.base.errors import UserError
 from octo_exp.bench import twin
 from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.gate import check_same_step, gradients
 from octo_exp.bench.measure import alternate, cpu_seconds, describe, machine, pairwise_ratio
 from octo_exp.bench.memory import measure_growth, saved_mib
 from octo_exp.bench.subjects import FLOATS, OPTIONAL, PLAIN, Subject, build, precisions
-from octo_exp.errors import UserError
 
 
 def measure(

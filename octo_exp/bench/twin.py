@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import failed
 from octo_exp.bench.subjects import Subject, build
-from octo_exp.errors import FailedError, UserError
 from octo_exp.nn.convert import set_impl
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.qtensor import QTensor

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octo_exp.base.errors import UserError
 from octo_exp.data.checks import at_least
 from octo_exp.data.transforms import center_crop, convert_channels
-from octo_exp.errors import UserError
 
 _KEYS = ("crop_padding", "hflip", "random_resized_crop", "jitter")
 # Boxes drawn for an image before the central one is taken.

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from octo_exp.base.caches import cache_folder, cannot_keep
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import clean, whole_file
 from octo_exp.data.decode import DECODING
 from octo_exp.data.mapped import find_mapped, keep_mapped, too_large
-from octo_exp.data.spec import Encoded, Split
-from octo_exp.errors import UserError
+from octo_exp.data.set_spec import Encoded, Split
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 
 def at_least(key: str, value: Any, least: int) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 from octo_exp.base.caches import add_json, cache_folder, read_json
 from octo_exp.data.cache import file_key
 from octo_exp.data.decode import DECODING
+from octo_exp.data.set_spec import Spec
 from octo_exp.data.sources import source_files
-from octo_exp.data.spec import Spec
 
 # file_key -> hash, of what this process has read already.
 _known: dict[str, str] = {}

@@ -9,6 +9,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import expanded
 from octo_exp.data.augment import augmentation
 from octo_exp.data.checks import at_least, fraction, kept_size, native_shape, one_of, side, split_names
@@ -17,10 +18,9 @@ from octo_exp.data.decode import decode_alone
 from octo_exp.data.own import OwnTransforms
 from octo_exp.data.pixels import Rows, Target, chosen_pixels
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
+from octo_exp.data.set_spec import KINDS, Spec, Split
 from octo_exp.data.sources import load_split
-from octo_exp.data.spec import KINDS, Spec, Split
 from octo_exp.data.transforms import center_crop, match_channels, normalize
-from octo_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

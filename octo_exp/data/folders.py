@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from octo_exp.base.caches import say_once
-from octo_exp.data.spec import Encoded, Spec, check_names, listed, shown
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.data.set_spec import Encoded, Spec, check_names, listed, shown
 
 # What desktops, NAS boxes and file systems leave between a user's files; beside it all that begins with a dot.
 _SYSTEM = {"@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}

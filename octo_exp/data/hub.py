@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.homes import settle_hugging_face
 from octo_exp.data.decode import first_line
 from octo_exp.data.labels import BOOLEAN_NAMES, is_boolean, is_text, label_values, numbered
-from octo_exp.data.spec import Encoded, Spec, check_labels, check_names, choose_image_column, row_name
-from octo_exp.errors import UserError
+from octo_exp.data.set_spec import Encoded, Spec, check_labels, check_names, choose_image_column, row_name
 
 # A name that does not resolve can block far longer than a connection's own time limit.
 _PROBE_SECONDS = 5.0

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from octo_exp.data.spec import Spec, row_name, shown
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.data.set_spec import Spec, row_name, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from octo_exp.base.caches import cache_folder
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import clean, whole_file, write_json
 from octo_exp.base.lock import hold
-from octo_exp.data.spec import Split
-from octo_exp.errors import UserError
-from octo_exp.progress import with_progress
+from octo_exp.base.progress import with_progress
+from octo_exp.data.set_spec import Split
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.failures import message_of
-from octo_exp.errors import UserError
 
 
 class OwnTransforms:

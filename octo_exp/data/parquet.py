@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from octo_exp.base.errors import UserError
 from octo_exp.data.decode import first_line
 from octo_exp.data.labels import BOOLEAN_NAMES, is_boolean, is_text, label_values, numbered
+from octo_exp.data.set_spec import Encoded, Spec, check_labels, check_names, choose_image_column, row_name
 from octo_exp.data.shards import parquet_files
-from octo_exp.data.spec import Encoded, Spec, check_labels, check_names, choose_image_column, row_name
-from octo_exp.errors import UserError
 
 # Rows at once, and bytes read ahead of them: photographs may have megabytes.
 _ROWS = 32

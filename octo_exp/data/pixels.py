@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octo_exp.data.mapped import find_mapped, keep_mapped, too_large
-from octo_exp.data.spec import Split
+from octo_exp.data.set_spec import Split
 from octo_exp.data.transforms import convert_channels, fit_images
 
 # Images at once: their floats are some ten MB for photographs.

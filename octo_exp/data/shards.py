@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from octo_exp.base.caches import say_once
-from octo_exp.data.spec import Spec, shown
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.data.set_spec import Spec, shown
 
 # What browsers and file managers append to the name of a second copy: " (1)", " copy 2", " - Copie".
 _COPY = re.compile(r"( ?\([^()]*\)|[ _-]+(copy|copie|kopie|copia)( ?\d+)?|~)$", re.IGNORECASE)

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octo_exp.base.errors import UserError
+from octo_exp.base.progress import with_progress
 from octo_exp.data.cache import cached, file_key
 from octo_exp.data.decode import decode_images
 from octo_exp.data.folders import class_files, read_folder_split
 from octo_exp.data.hub import read_hub_split
 from octo_exp.data.parquet import names_classes_by_text, read_parquet_split
 from octo_exp.data.sampler import Stream, keyed_generator, stratified_indices
+from octo_exp.data.set_spec import Encoded, Spec, Split
 from octo_exp.data.shards import parquet_files
-from octo_exp.data.spec import Encoded, Spec, Split
-from octo_exp.errors import UserError
-from octo_exp.progress import with_progress
 
 log = logging.getLogger(__name__)
 

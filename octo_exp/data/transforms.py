@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 # Images converted at once: bounds the wider copy to tens of MiB for small pictures.
 _CHUNK = 1024

@@ -21,8 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.homes import settle_matplotlib
-from octo_exp.errors import UserError
 from octo_exp.export.formats import module_of
 from octo_exp.export.request import Request, parse
 
@@ -37,9 +37,9 @@ def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     # Torchmetrics imports matplotlib.
     settle_matplotlib()
     # They import torch, and take seconds: only once the command line is known to be right.
-    from octo_exp.export.graph import comparison, graph_of
     from octo_exp.export.publish import manifest, publish
     from octo_exp.export.source import read_run
+    from octo_exp.export.subject import comparison, graph_of
 
     form = module_of(request.format)
     path = request.destination(form.SUFFIX)

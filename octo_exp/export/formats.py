@@ -14,9 +14,9 @@ from types import ModuleType
 
 FORMATS = {
     "mcu": "octo_exp.export.mcu",
-    "onnx": "octo_exp.export.onnx_qdq",
-    "c": "octo_exp.export.c",
-    "text": "octo_exp.export.text",
+    "onnx": "octo_exp.export.onnx.qdq",
+    "c": "octo_exp.export.c99.c",
+    "text": "octo_exp.export.text.text",
     "report": "octo_exp.export.report",
 }
 

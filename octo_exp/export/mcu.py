@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from octo_exp.errors import FailedError
-from octo_exp.export.graph import Graph
-from octo_exp.mcu.graph import McuNet
-from octo_exp.mcu.heads import FloatHead
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.writer import write_model
+from octo_exp.base.errors import FailedError
+from octo_exp.export.subject import Graph
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.files.writer import write_model
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.graph.train.heads import FloatHead
 
 SUFFIX = ".pkl"
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from octo_exp import results
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import PARTIAL, abandoned, sync_folder, temporary_name, unwritable
-from octo_exp.errors import UserError
-from octo_exp.export.graph import Graph, clamped_weights
-from octo_exp.posttraining import GRAPH_FILE
+from octo_exp.export.subject import Graph, clamped_weights
+from octo_exp.runs import results
+from octo_exp.runs.posttraining import GRAPH_FILE
 
 try:
     import fcntl

@@ -11,15 +11,15 @@ from typing import Any
 
 from rich.table import Table
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import write_csv
-from octo_exp.errors import UserError
-from octo_exp.export.graph import Graph
 from octo_exp.export.request import profile_of
+from octo_exp.export.subject import Graph
+from octo_exp.graph.operations import Step, steps_of
+from octo_exp.graph.parts import ConvSpec
+from octo_exp.graph.spec import ModelSpec
 from octo_exp.hw import HardwareProfile, step_memory, training_step_cost
-from octo_exp.mcu.parts import ConvSpec
-from octo_exp.mcu.spec import ModelSpec
-from octo_exp.mcu.steps import Step, steps_of
-from octo_exp.plots import layer_parts, save_compression_figure
+from octo_exp.runs.cost_plots import layer_parts, save_compression_figure
 from octo_exp.trace.inference import inference_workload
 
 SUFFIX = ".csv"

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from octo_exp.base.configs import conf_folder
+from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.base.files import expanded
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.config.trust import check_targets, packages_of
 from octo_exp.export.formats import FORMATS
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.trust import check_targets, packages_of
 
 CONF = conf_folder()
 _KEYS = ("format", "run", "output", "hw", "trust")
@@ -110,7 +110,7 @@ def _calibration(lines: Sequence[str]) -> dict[str, Any]:
     settings = dict(node)
     if lines:
         # It needs torch: most command lines leave the defaults.
-        from octo_exp.posttraining import check_calibration
+        from octo_exp.runs.posttraining import check_calibration
 
         try:
             check_calibration(settings)

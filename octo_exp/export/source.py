@@ -11,12 +11,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from octo_exp.assemble import build_module, replaced
+from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.base.files import expanded
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.config.trust import check_targets
 from octo_exp.models.build import build_model
-from octo_exp.trust import check_targets
-from octo_exp.weights import check_same_network, checkpoint_path, net_state
+from octo_exp.runs.assemble import build_module, replaced
+from octo_exp.runs.weights import check_same_network, checkpoint_path, net_state
 
 # What is read of a run's config.
 _NEEDED = ("data", "kernel", "model", "optim", "quant", "trainer")

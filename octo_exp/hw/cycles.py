@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product, shown
 
 DATAFLOWS = ("os", "ws", "is")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.fields import check_name, check_number, checked_sources, named_fields
 from octo_exp.hw.profile import MEMORY
 from octo_exp.hw.workload import WIDTHS

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 LIMIT = 2**53
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.exact import shown
 
 T = TypeVar("T")

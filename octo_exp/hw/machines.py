@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.cycles import choice_codes
 from octo_exp.hw.exact import shown
 from octo_exp.hw.profile import HardwareProfile, number_rule

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.cycles import DATAFLOWS, GemmCost, gemm_cost
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.exact import ceil_quotient, product

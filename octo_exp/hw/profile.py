@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.cycles import ARRAY_LIMIT, CHOICES
 from octo_exp.hw.fields import check_name, check_number, checked_sources, named_fields
 

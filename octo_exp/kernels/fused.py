@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from octo_exp.kernels import api, elementwise, epilogue
+from octo_exp.kernels import epilogue, ops
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.plain import elementwise
 
 # (implementation, device) -> the module with compiled forms; what it lacks, or answers with None, runs in plain torch.
 _COMPILED = {
-    ("torch", "cpu"): "octo_exp.kernels.cpu_fused",
-    ("triton", "cuda"): "octo_exp.kernels.triton_fused",
+    ("torch", "cpu"): "octo_exp.kernels.cpu.fused",
+    ("triton", "cuda"): "octo_exp.kernels.triton.fused",
     # Triton's interpreter.
-    ("triton", "cpu"): "octo_exp.kernels.triton_fused",
+    ("triton", "cpu"): "octo_exp.kernels.triton.fused",
 }
 
 
@@ -70,21 +71,21 @@ def int8_matmul_scaled(
 ) -> tuple[Tensor, Tensor | None]:
     """a [M, K], b [K, N] int8, scale scalar or [N], offset [N] or None -> (activated a@b*scale + offset, mask)."""
     compiled = _compiled(impl, a.device.type, "matmul_scaled")
-    if compiled is not None and a.shape[1] <= api.MAX_K:
-        api.check_int8(a=a, b=b)
+    if compiled is not None and a.shape[1] <= ops.MAX_K:
+        ops.check_int8(a=a, b=b)
         return compiled(a, b, scale, offset, steps)
-    y = elementwise.scale_accumulator(api.int8_matmul(a, b, impl=impl), scale, offset)
+    y = elementwise.scale_accumulator(ops.int8_matmul(a, b, impl=impl), scale, offset)
     return _finished(y, steps, impl)
 
 
 def int8_matmul_grad_weight(g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None, *, impl: str) -> Tensor:
     """g [M, O], x [M, I] int8, scale scalar, offset [O] or None -> g^T @ x * scale + offset (a row each), [O, I]."""
     compiled = _compiled(impl, g.device.type, "matmul_grad_weight")
-    if compiled is not None and 0 < g.shape[0] <= api.MAX_K:
-        api.check_int8(g=g, x=x)
+    if compiled is not None and 0 < g.shape[0] <= ops.MAX_K:
+        ops.check_int8(g=g, x=x)
         dw: Tensor = compiled(g, x, scale, offset)
         return dw
-    return _scaled_rows(api.int8_matmul(g.t(), x, impl=impl), scale, offset, impl)
+    return _scaled_rows(ops.int8_matmul(g.t(), x, impl=impl), scale, offset, impl)
 
 
 def _scaled_rows(acc: Tensor, scale: Tensor, offset: Tensor | None, impl: str) -> Tensor:
@@ -97,7 +98,7 @@ def _scaled_rows(acc: Tensor, scale: Tensor, offset: Tensor | None, impl: str) -
 
 
 def _can_fuse(geometry: ConvGeometry, operand: Tensor, sum_length: int = 0) -> bool:
-    return geometry.groups == 1 and operand.numel() > 0 and sum_length <= api.MAX_K
+    return geometry.groups == 1 and operand.numel() > 0 and sum_length <= ops.MAX_K
 
 
 def int8_conv2d_scaled(
@@ -119,9 +120,9 @@ def int8_conv2d_scaled(
         offset = offset.permute(1, 2, 0).reshape(-1, w.shape[0])
     compiled = _compiled(impl, x.device.type, "conv2d_scaled")
     if compiled is not None and _can_fuse(geometry, x, w[0].numel()):
-        api.check_int8(x=x, w=w)
+        ops.check_int8(x=x, w=w)
         return compiled(x, w, geometry, pad_value, scale, offset, steps)
-    acc = api.int8_conv2d(x, w, geometry, pad_value=pad_value, impl=impl)
+    acc = ops.int8_conv2d(x, w, geometry, pad_value=pad_value, impl=impl)
     y = _scaled_images(acc, scale, None if offset is None or offset.dim() == 2 else offset)
     if offset is not None and offset.dim() == 2:
         y += offset.t().reshape(y.shape[1:])
@@ -142,9 +143,9 @@ def int8_conv2d_grad_input_scaled(
     """g [N, O, OH, OW], w [O, C/G, KH, KW] int8, scale a scalar -> dx [N, C, H, W] float32; `size` is (H, W)."""
     compiled = _compiled(impl, g.device.type, "conv2d_grad_input_scaled")
     if compiled is not None and _can_fuse(geometry, g, w.numel() // w.shape[1]):
-        api.check_int8(g=g, w=w)
+        ops.check_int8(g=g, w=w)
         return compiled(g, w, size, geometry, scale)
-    return _scaled_images(api.int8_conv2d_grad_input(g, w, size, geometry, impl=impl), scale, None)
+    return _scaled_images(ops.int8_conv2d_grad_input(g, w, size, geometry, impl=impl), scale, None)
 
 
 def int8_conv2d_grad_weight_scaled(
@@ -162,11 +163,11 @@ def int8_conv2d_grad_weight_scaled(
     compiled = _compiled(impl, x.device.type, "conv2d_grad_weight_scaled")
     # Images are summed apart, so one image's sum must fit.
     if compiled is not None and _can_fuse(geometry, g, g.shape[2] * g.shape[3]):
-        api.check_int8(x=x, g=g)
+        ops.check_int8(x=x, g=g)
         dw: Tensor | None = compiled(x, g, kernel, geometry, pad_value, scale, offset)
         if dw is not None:
             return dw
-    acc = api.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad_value, impl=impl)
+    acc = ops.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad_value, impl=impl)
     return _scaled_rows(acc.flatten(1), scale, offset, impl).reshape(acc.shape)
 
 

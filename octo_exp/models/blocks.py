@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 NORMS = ("none", "batch")
 POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

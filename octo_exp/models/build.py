@@ -7,8 +7,8 @@ from typing import Any
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 
+from octo_exp.base.errors import ConfigError
 from octo_exp.base.failures import message_of, user_error
-from octo_exp.errors import ConfigError
 
 # What conf/model/own.yaml offers, and the data reads.
 OFFERED = ("in_channels", "num_classes", "image_size")

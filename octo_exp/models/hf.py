@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.base.errors import ConfigError, UserError
 
 
 class HuggingFaceClassifier(nn.Module):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.models.blocks import POOLS, conv_block, initialize, norm1d, pooled_size
 
 LAYERS = ("c1", "c3", "c5", "f6")

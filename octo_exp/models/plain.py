@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.models.blocks import conv_block, initialize, norm1d, pooled_size
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import fuse
 from octo_exp.nn.layers import QuantLayer

@@ -6,7 +6,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 P, R = ParamSpec("P"), TypeVar("R")
 

@@ -6,7 +6,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.layers import QuantLayer
 
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
 from octo_exp.nn.eager import eager
 from octo_exp.nn.function import Observer, QuantGemm, cross_term
-from octo_exp.nn.ops import ConvOp, LinearOp, Op
+from octo_exp.nn.three_gemms import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.quantizer import Quantizer

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.eager import eager
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.ranges import in_backward

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 FORMS = ("ratio", "gaussian", "learned")
 

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 FORMS = ("zero_point", "affine", "exact")
 GRANULARITIES = ("channel", "element")

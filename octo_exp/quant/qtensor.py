@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octo_exp.kernels.api import dequantize
+from octo_exp.kernels.ops import dequantize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.kernels.fused import quantize
 from octo_exp.quant.clipping import Clipper, Clipping
 from octo_exp.quant.qtensor import QTensor

@@ -4,7 +4,7 @@ import hashlib
 import operator
 from dataclasses import dataclass
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 
 @dataclass(slots=True)

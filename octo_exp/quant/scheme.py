@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.quant.clipping import Clipping
 from octo_exp.quant.compensation import Compensation
 from octo_exp.quant.quantizer import OperandSpec

@@ -22,18 +22,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.hw import GRAD_INPUT_FORMS, Workload
 from octo_exp.hw.fields import check_number
-from octo_exp.mcu.graph import McuNet
+from octo_exp.trace.buffers import buffers_of
 from octo_exp.trace.gemms import gemms_of
-from octo_exp.trace.mcu import trace_graph
-from octo_exp.trace.mcu_optimizer import cost_of as optimizer_cost
-from octo_exp.trace.memory import buffers_of
+from octo_exp.trace.graph_optimizer import cost_of as optimizer_cost
+from octo_exp.trace.graph_step import trace_graph
+from octo_exp.trace.meta_copy import check_counted, check_layers, check_names, freeze, meta_copy
 from octo_exp.trace.optimizer import SGD, OptimizerCost
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.stand_ins import install
-from octo_exp.trace.twin import check_counted, check_layers, check_names, freeze, meta_copy
 from octo_exp.trace.vector import merged, optimizer_work, vector_work
 
 # A step of more would pass the bytes that torch can give a shape; the cost model refuses far fewer, by the layer.

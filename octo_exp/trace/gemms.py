@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import Gemm
-from octo_exp.trace.record import Call
+from octo_exp.trace.recorded import Call
 
 _FLOAT_BITS = (32, 32)
 

@@ -15,10 +15,10 @@ The float network has its norms folded, as the graph has.
 
 import math
 
+from octo_exp.graph.operations import INPUT, Step, last_reads, steps_of
+from octo_exp.graph.parts import ConvSpec, Image, PoolSpec
+from octo_exp.graph.spec import ModelSpec
 from octo_exp.hw import Buffer, Gemm, VectorWork, Workload
-from octo_exp.mcu.parts import ConvSpec, Image, PoolSpec
-from octo_exp.mcu.spec import ModelSpec
-from octo_exp.mcu.steps import INPUT, Step, last_reads, steps_of
 from octo_exp.trace.vector import QUANTIZE_OPS
 
 REQUANTIZE_OPS = 7

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

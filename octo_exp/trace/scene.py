@@ -10,7 +10,7 @@ from torch import Tensor
 from octo_exp.hw import VectorWork
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.quant.quantizer import Quantizer
-from octo_exp.trace.record import Kept
+from octo_exp.trace.recorded import Kept
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.vector import CLIP_OPS, DRAW_OPS, FLOAT_BYTES, QUANTIZE_OPS
 

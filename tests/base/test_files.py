@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import clean, strict_json, whole_file, write_json, write_text
-from octo_exp.errors import UserError
 
 
 def test_a_file_appears_at_the_end_of_the_block(tmp_path):

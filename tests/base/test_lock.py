@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.lock import HeldError, hold
-from octo_exp.errors import UserError
 
 HOLDER = (
     "import sys, time; from octo_exp.base.lock import hold\n"

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from octo_exp.bench import kernels, memory, profile, train_step, twin
+from octo_exp.bench import breakdown, kernels, memory, train_step, twin
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import build
-from octo_exp.kernels import cpu_loops
+from octo_exp.kernels.cpu import loops
 
 LENET = ["model=lenet5", "data=mnist"]
 SMALL = {"lenet5": [], "alexnet": ["model.stages=[16,pool,24,pool]", "model.classifier=[200]"]}
@@ -58,13 +58,13 @@ def test_an_optional_subject_that_is_missing_has_a_row_with_the_remedy(monkeypat
     assert "torchao_int8" in capsys.readouterr().out
 
 
-def wrong_epilogue(acc, scale, offset, y, *rest, _right=cpu_loops.finish_pool):
+def wrong_epilogue(acc, scale, offset, y, *rest, _right=loops.finish_pool):
     _right(acc, scale, offset, y, *rest)
     y *= 1.001
 
 
 def test_train_step_refuses_to_print_where_the_fast_path_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(cpu_loops, "finish_pool", wrong_epilogue)
+    monkeypatch.setattr(loops, "finish_pool", wrong_epilogue)
     assert train_step.main([*LENET, "--batch", "2", "--rounds", "1", "--no-growth"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -72,17 +72,17 @@ def test_train_step_refuses_to_print_where_the_fast_path_is_wrong(monkeypatch, c
 
 
 def test_train_step_refuses_a_subject_that_computes_another_step(monkeypatch, capsys):
-    def halved(g, bits, out, _right=cpu_loops.mask_bits):
+    def halved(g, bits, out, _right=loops.mask_bits):
         _right(g, bits, out)
         out *= -1
 
-    monkeypatch.setattr(cpu_loops, "mask_bits", halved)
+    monkeypatch.setattr(loops, "mask_bits", halved)
     assert train_step.main([*LENET, "--batch", "2", "--rounds", "1", "--no-growth"]) == 1
     assert "does not compute the step of fp32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--quant", "int9"], ["model.widht=3"], ["model=lenet6"]], ids=str)
-@pytest.mark.parametrize("main", [train_step.main, twin.main, profile.main], ids=lambda f: f.__module__)
+@pytest.mark.parametrize("main", [train_step.main, twin.main, breakdown.main], ids=lambda f: f.__module__)
 def test_a_misspelt_name_is_one_line(main, wrong, capsys):
     assert main([*LENET, *wrong, "--batch", "2"]) == 2
     captured = capsys.readouterr()
@@ -103,17 +103,17 @@ def test_the_fast_path_is_the_references_twin(model, scheme, overrides):
 
 
 def test_a_twin_that_differs_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(cpu_loops, "finish_pool", wrong_epilogue)
+    monkeypatch.setattr(loops, "finish_pool", wrong_epilogue)
     assert twin.main([*LENET, "--batch", "2"]) == 1
     assert twin.main([*LENET, "quant.skip=[features.*,classifier.*]", "--batch", "2"]) == 2
 
 
 def test_one_wrong_code_is_found(monkeypatch):
-    def wrong(t, out, *rest, _right=cpu_loops.quantize):
+    def wrong(t, out, *rest, _right=loops.quantize):
         _right(t, out, *rest)
         out[0] += 1
 
-    monkeypatch.setattr(cpu_loops, "quantize", wrong)
+    monkeypatch.setattr(loops, "quantize", wrong)
     found = twin.compare(build("int8", LENET, batch_size=2))
     assert not any(comparison.integers_equal for comparison in found)
 
@@ -146,16 +146,16 @@ def test_kernels(tmp_path, capsys):
 
 
 def test_kernels_refuse_to_print_where_one_is_wrong(monkeypatch, capsys):
-    monkeypatch.setattr(cpu_loops, "finish_pool", wrong_epilogue)
+    monkeypatch.setattr(loops, "finish_pool", wrong_epilogue)
     assert kernels.main([*LENET, "--batch", "2", "--rounds", "1"]) == 1
     assert capsys.readouterr().out == ""
 
 
 def test_a_profile_adds_up(capsys):
-    spent = profile.profile(build("int8", LENET, batch_size=2), rounds=3)
+    spent = breakdown.profile(build("int8", LENET, batch_size=2), rounds=3)
     assert {"int8 GEMM", "loop quantize", "loop finish_pool", "optimizer", "everything else"} <= set(spent)
     assert all(0 < ms < spent["step"] for label, ms in spent.items() if label != "step")
-    assert profile.main([*LENET, "--batch", "2", "--rounds", "1"]) == 0
+    assert breakdown.main([*LENET, "--batch", "2", "--rounds", "1"]) == 0
     assert "loop spread" in capsys.readouterr().out
 
 

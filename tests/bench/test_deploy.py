@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from octo_exp.bench import deploy, mcu
+from octo_exp.base.errors import UserError
+from octo_exp.bench import deploy, graphs
 from octo_exp.bench.measure import in_turns
-from octo_exp.errors import UserError
 
 SMALL = ("model=lenet5", "data=mnist")
 
@@ -33,7 +33,7 @@ def test_forms_that_disagree_are_not_timed():
     deploy.check(subjects | {"onnxruntime": lambda x: x}, images)
 
 
-@pytest.mark.parametrize("bench", [deploy, mcu])
+@pytest.mark.parametrize("bench", [deploy, graphs])
 @pytest.mark.parametrize("batches", ["a", "", "0", "-1", "1,", "1.5", "1;64"])
 def test_batch_sizes_that_are_none_end_with_code_2(bench, batches, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from octo_exp.data import ImageDataModule
-from octo_exp.data.spec import Spec
+from octo_exp.data.set_spec import Spec
 
 # 6x6 gray images, three classes: the set that most tests write.
 FACTS: dict[str, Any] = {

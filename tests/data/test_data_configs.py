@@ -8,10 +8,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from octo_exp.cli import check_arguments
+from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.config import check_arguments
 from octo_exp.data import ImageDataModule
 from octo_exp.data.augment import Augmentation, ResizedCrop, augmentation
-from octo_exp.errors import ConfigError, UserError
 from tests.configs import CONF, compose_copy
 
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from tests.data.helpers import AUGMENT, CROP, RECIPE, Make
 
 

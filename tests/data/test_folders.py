@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from octo_exp.base.errors import UserError
 from octo_exp.data.folders import class_files, image_suffixes
 from octo_exp.data.sources import load_split
-from octo_exp.errors import UserError
 
 
 @pytest.fixture

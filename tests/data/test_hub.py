@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from octo_exp.base.errors import UserError
 from octo_exp.data import hub
 from octo_exp.data.sources import load_split
-from octo_exp.errors import UserError
 
 
 @pytest.fixture

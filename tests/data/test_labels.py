@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from octo_exp.base.errors import UserError
 from octo_exp.data import hub
 from octo_exp.data.content import content_of
 from octo_exp.data.sources import load_split
-from octo_exp.errors import UserError
 
 NUMBERS = [2, 0, 1, 1]
 TEXTS = ["cat", "ant", "bee", "bee"]

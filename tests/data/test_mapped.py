@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.lock import hold
 from octo_exp.data import mapped
 from octo_exp.data.mapped import find_mapped, keep_mapped
 from octo_exp.data.pixels import Rows
 from octo_exp.data.sources import load_split
-from octo_exp.errors import UserError
 from tests.data.helpers import Make, images_of
 
 
@@ -150,7 +150,7 @@ def write(value: int) -> None:
 
 def test_a_slow_check_and_a_slow_decoding_have_a_bar(spec, toy: Path, small_memory: None, monkeypatch, capsys) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr("octo_exp.progress._SECONDS_BEFORE_BAR", 0.0)
+    monkeypatch.setattr("octo_exp.base.progress._SECONDS_BEFORE_BAR", 0.0)
     load_split(spec(), "train")
     assert "decoding toy/train" in capsys.readouterr().err
     load_split(spec(), "train")

@@ -9,7 +9,7 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from tests.configs import composed, options
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data_sets.md").read_text()

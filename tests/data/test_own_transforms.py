@@ -8,11 +8,11 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from octo_exp.cli import check_arguments
+from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.config import check_arguments
+from octo_exp.config.identity import identity, obstacle
+from octo_exp.config.trust import check_targets
 from octo_exp.data import ImageDataModule
-from octo_exp.errors import ConfigError, UserError
-from octo_exp.identity import identity, obstacle
-from octo_exp.trust import check_targets
 from tests.configs import composed
 from tests.run_helpers import SMALL, go
 

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from octo_exp.base.errors import UserError
+from octo_exp.data.set_spec import Spec, Split
 from octo_exp.data.sources import load_split
-from octo_exp.data.spec import Spec, Split
-from octo_exp.errors import UserError
 
 SIDE = 4
 # What goes beyond `datasets`: suffixes that Pillow reads and its list lacks; folders of systems; films, which it lists.

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from octo_exp.base.errors import UserError
 from octo_exp.data import ImageDataModule
 from octo_exp.data.augment import augmentation
 from octo_exp.data.sampler import Stream, keyed_generator, stratified_indices
 from octo_exp.data.transforms import center_crop, fit_images, normalize
-from octo_exp.errors import UserError
-from tests.update.helpers import golden_file
+from tests.graph.update.helpers import golden_file
 
 Make = Callable[..., ImageDataModule]
 RECIPE = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from octo_exp.base.errors import UserError
 from octo_exp.data.sources import load_split
-from octo_exp.errors import UserError
 from tests.data.helpers import stack
 
 
@@ -95,7 +95,7 @@ def test_a_slow_set_shows_its_progress(spec, toy: Path, monkeypatch, capsys: pyt
     load_split(spec(), "test")
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr("octo_exp.progress._SECONDS_BEFORE_BAR", 0.0)
+    monkeypatch.setattr("octo_exp.base.progress._SECONDS_BEFORE_BAR", 0.0)
     assert len(load_split(spec(), "train").labels) == 24
     captured = capsys.readouterr()
     assert "decoding toy/train" in captured.err

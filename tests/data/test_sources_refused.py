@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from octo_exp.base.errors import UserError
 from octo_exp.data.sources import load_split
-from octo_exp.errors import UserError
 
 
 @pytest.mark.parametrize("kind", ["auto", "parquet", "imagefolder"])

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from octo_exp.base.errors import UserError
 from octo_exp.data.transforms import center_crop, convert_channels, fit_images, match_channels, normalize
-from octo_exp.errors import UserError
 
 
 def noise(*shape: int) -> torch.Tensor:

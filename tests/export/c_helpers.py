@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octo_exp.deploy import IntegerNet
-from octo_exp.export.c_arena import arena_of
-from octo_exp.export.c_code import Code, identifier
-from octo_exp.export.c_verify import FLAGS, build, compiler, run
-from octo_exp.mcu.spec import ModelSpec
-from octo_exp.ptq import quantize_network
-from tests.ptq.helpers import settled
+from octo_exp.export.c99.arena import arena_of
+from octo_exp.export.c99.code import Code, identifier
+from octo_exp.export.c99.verify import FLAGS, build, compiler, run
+from octo_exp.graph.calibrate import quantize_network
+from octo_exp.graph.integers import IntegerNet
+from octo_exp.graph.spec import ModelSpec
+from tests.graph.calibrate.helpers import settled
 
 SETTINGS: dict[str, Any] = {
     "activations": "absmax",

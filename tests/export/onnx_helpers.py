@@ -8,11 +8,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from octo_exp.deploy import IntegerNet
-from octo_exp.export.graph import Graph
-from octo_exp.mcu.spec import ModelSpec
-from octo_exp.ptq import quantize_network
-from tests.ptq.helpers import settled
+from octo_exp.export.subject import Graph
+from octo_exp.graph.calibrate import quantize_network
+from octo_exp.graph.integers import IntegerNet
+from octo_exp.graph.spec import ModelSpec
+from tests.graph.calibrate.helpers import settled
 
 SETTINGS: dict[str, Any] = {
     "activations": "absmax",

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from octo_exp.deploy import IntegerNet
-from octo_exp.errors import UserError
-from octo_exp.export import c, c_code, c_kernels
-from octo_exp.export.c_code import header_file, identifier
-from octo_exp.export.c_verify import FLAGS, run
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.spec import Image, InputSpec, ModelSpec
-from octo_exp.ptq import quantize_network
+from octo_exp.base.errors import UserError
+from octo_exp.export.c99 import c, code, functions
+from octo_exp.export.c99.code import header_file, identifier
+from octo_exp.export.c99.verify import FLAGS, run
+from octo_exp.graph.calibrate import quantize_network
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.integers import IntegerNet
+from octo_exp.graph.spec import Image, InputSpec, ModelSpec
 from tests.export.c_helpers import SETTINGS, answers, random_codes, stand_in
-from tests.mcu.helpers import chain_of, conv_spec, model_file, pool_spec, tiny_model, tiny_resnet
-from tests.ptq.helpers import shipped
+from tests.graph.calibrate.helpers import shipped
+from tests.graph.helpers import chain_of, conv_spec, model_file, pool_spec, tiny_model, tiny_resnet
 
 # UBSan would not stop the program by itself.
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -192,9 +192,9 @@ def test_no_compiler_is_said(monkeypatch, tmp_path):
     ],
 )
 def test_what_does_not_verify_is_an_error(kernel, old, new, message, monkeypatch, tmp_path):
-    text = getattr(c_kernels, kernel)
+    text = getattr(functions, kernel)
     assert old in text
-    monkeypatch.setattr(c_code.kernels, kernel, text.replace(old, new))
+    monkeypatch.setattr(code.kernels, kernel, text.replace(old, new))
     with pytest.raises(UserError, match=message):
         c.export(stand_in(tiny_resnet()), tmp_path, "run")
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octo_exp.export import c_arena
-from octo_exp.export.c_arena import Arena, Buffer, arena_of, live_bytes, place
-from octo_exp.export.c_steps import over_of, scratch_bytes_of, sizes_of
-from octo_exp.mcu.spec import Image, InputSpec, ModelSpec
-from octo_exp.mcu.steps import Step, steps_of
-from tests.mcu.helpers import chain_of, conv_spec, pool_spec, tiny_model, tiny_resnet
-from tests.mcu.random_models import random_model
+from octo_exp.export.c99 import arena as c_arena
+from octo_exp.export.c99.arena import Arena, Buffer, arena_of, live_bytes, place
+from octo_exp.export.c99.titles import over_of, scratch_bytes_of, sizes_of
+from octo_exp.graph.operations import Step, steps_of
+from octo_exp.graph.spec import Image, InputSpec, ModelSpec
+from tests.graph.helpers import chain_of, conv_spec, pool_spec, tiny_model, tiny_resnet
+from tests.graph.random_models import random_model
 
 MODELS = [tiny_model, tiny_resnet, *(lambda seed=seed: random_model(seed) for seed in range(20))]
 BUFFERS = st.lists(

@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octo_exp.deploy import IntegerNet
+from octo_exp.graph.integers import IntegerNet
 from tests.export.c_helpers import KINDS, Part, answers, quantized, random_codes
-from tests.mcu.random_models import random_model
+from tests.graph.random_models import random_model
 
 PARTS = st.lists(
     st.builds(

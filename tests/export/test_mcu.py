@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from octo_exp.data.transforms import normalize
-from octo_exp.export import graph, mcu
+from octo_exp.export import mcu
+from octo_exp.export import subject as graph
 from octo_exp.export.__main__ import main
 from octo_exp.export.source import read_run
-from octo_exp.mcu.graph import McuNet
-from octo_exp.mcu.input import McuInput
-from octo_exp.mcu.parts import InputSpec
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.writer import write_model
-from octo_exp.run import run
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.files.writer import write_model
+from octo_exp.graph.input import McuInput
+from octo_exp.graph.parts import InputSpec
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.runs.run import run
 from tests.configs import composed
-from tests.mcu.helpers import tiny_model
+from tests.graph.helpers import tiny_model
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "microcontrollers.md"
 SMALL = ("data=digits", "data.limit_train=120", "data.limit_test=60", "data.epochs=1", "logger=csv", "hw=[]")

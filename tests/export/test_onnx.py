@@ -13,18 +13,19 @@ from onnx import numpy_helper
 from torch import nn
 
 import octo_exp.export
-from octo_exp.deploy import IntegerNet
-from octo_exp.errors import UserError
-from octo_exp.export import onnx_build, onnx_qdq, onnx_runtime, onnx_verify
-from octo_exp.export.onnx_compare import Differences, compare_steps
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.spec import ConvSpec, Image, InputSpec, ModelSpec, PoolSpec, ResidualSpec
-from octo_exp.mcu.steps import INPUT, steps_of
-from octo_exp.ptq import quantize_network
+from octo_exp.base.errors import UserError
+from octo_exp.export.onnx import model as onnx_build
+from octo_exp.export.onnx import qdq, runtime, verify
+from octo_exp.export.onnx.compare import Differences, compare_steps
+from octo_exp.graph.calibrate import quantize_network
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.integers import IntegerNet
+from octo_exp.graph.operations import INPUT, steps_of
+from octo_exp.graph.spec import ConvSpec, Image, InputSpec, ModelSpec, PoolSpec, ResidualSpec
 from tests.export.onnx_helpers import SETTINGS, Residual, graph_of, graphs, images_of
-from tests.mcu.helpers import conv_spec, model_file, pool_spec, tiny_model, tiny_resnet
-from tests.mcu.random_models import random_model
-from tests.ptq.helpers import settled, shipped
+from tests.graph.calibrate.helpers import settled, shipped
+from tests.graph.helpers import conv_spec, model_file, pool_spec, tiny_model, tiny_resnet
+from tests.graph.random_models import random_model
 
 RELEASED = ("mbv2-w0.35", "mcunet-5fps", "proxyless-w0.3")
 
@@ -52,14 +53,14 @@ def differences(spec, images):
 def check_rate(found):
     total = sum(found, Differences())
     assert total.largest <= 1
-    assert total.different <= np.ceil(onnx_verify.MAX_DIFFERENT * total.outputs)
+    assert total.different <= np.ceil(verify.MAX_DIFFERENT * total.outputs)
     return total
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet20", "mobilenet_v2"])
 def test_a_network_of_the_project(name, tmp_path):
     spec, images = quantized(name)
-    facts = onnx_qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
+    facts = qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     convs = (*spec.convs, spec.classifier)
     integer = facts["integer_operators"]
@@ -75,7 +76,7 @@ def test_a_network_of_the_project(name, tmp_path):
 
 def test_what_the_file_holds(tmp_path):
     spec, images = small()
-    onnx_qdq.export(graph_of(spec, images), tmp_path, "net")
+    qdq.export(graph_of(spec, images), tmp_path, "net")
     model = onnx.load(tmp_path / "net.onnx")
     assert (model.producer_name, model.producer_version) == ("octo-exp", octo_exp.__version__)
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -102,8 +103,8 @@ def test_what_the_file_holds(tmp_path):
 def test_any_number_of_images(count):
     spec = tiny_resnet()
     x = images_of(spec, count)
-    running = onnx_runtime.session(onnx_build.build(spec).SerializeToString())
-    logits = onnx_runtime.run(running, {"input": x.numpy()})["logits"]
+    running = runtime.session(onnx_build.build(spec).SerializeToString())
+    logits = runtime.run(running, {"input": x.numpy()})["logits"]
     assert np.array_equal(logits, IntegerNet(spec)(x).numpy())
 
 
@@ -186,9 +187,9 @@ def test_released_models(name, tmp_path):
     images = (50 * smooth).clamp(-127, 127)
     check_rate(compare_steps(net, images.split(4)).values())
     optimized = tmp_path / "optimized.onnx"
-    running = onnx_runtime.session(onnx_build.build(net.spec).SerializeToString(), optimized)
-    assert not set(onnx_runtime.operators(optimized)) & set(onnx_runtime.FLOAT)
-    logits = torch.from_numpy(onnx_runtime.run(running, {"input": images.numpy()})["logits"])
+    running = runtime.session(onnx_build.build(net.spec).SerializeToString(), optimized)
+    assert not set(runtime.operators(optimized)) & set(runtime.FLOAT)
+    logits = torch.from_numpy(runtime.run(running, {"input": images.numpy()})["logits"])
     # Of 1000 classes two often have one code: the best may be another, but none that is far behind.
     ours = net(images)
     behind = ours.amax(1) - ours.gather(1, logits.argmax(1, keepdim=True))[:, 0]
@@ -197,13 +198,13 @@ def test_released_models(name, tmp_path):
 
 def test_sums_are_exact_where_a_cpu_has_no_vnni(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert onnx_runtime.options().get_session_config_entry("session.x64quantprecision") == "1"
+    assert runtime.options().get_session_config_entry("session.x64quantprecision") == "1"
     spec, images = quantized("resnet20")
     check_rate(differences(spec, images[:16]).values())
 
 
 def test_as_many_threads_as_torch():
-    assert onnx_runtime.options().intra_op_num_threads == torch.get_num_threads()
+    assert runtime.options().intra_op_num_threads == torch.get_num_threads()
 
 
 def test_a_wrong_step_is_refused(monkeypatch, tmp_path):
@@ -215,16 +216,16 @@ def test_a_wrong_step_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnx_build._Emitter, "constant", constant)
     with pytest.raises(UserError, match=r"does not verify in onnxruntime: .* outputs differ, in .* nothing is kept"):
-        onnx_qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
+        qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
 
 
 def test_a_max_pool_that_is_not_exact_is_refused(monkeypatch, tmp_path):
     spec, images = small()
-    real = onnx_verify.compare_steps
+    real = verify.compare_steps
     planted = Differences(outputs=1, different=1, largest=1)
-    monkeypatch.setattr(onnx_verify, "compare_steps", lambda *given: real(*given) | {"layer1": planted})
+    monkeypatch.setattr(verify, "compare_steps", lambda *given: real(*given) | {"layer1": planted})
     with pytest.raises(UserError, match="layer1, a max pool, must be exact"):
-        onnx_qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
+        qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
 
 
 def test_a_file_that_is_another_model_is_refused(tmp_path):
@@ -234,7 +235,7 @@ def test_a_file_that_is_another_model_is_refused(tmp_path):
     weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(UserError, match="read back, it is another model"):
-        onnx_verify.verify(graph_of(spec, images[:4]), tmp_path / "net.onnx")
+        verify.verify(graph_of(spec, images[:4]), tmp_path / "net.onnx")
 
 
 @pytest.mark.parametrize(("answers", "message"), [("others", "get the integer path's class"), ("labels", "accuracy")])
@@ -242,7 +243,7 @@ def test_other_answers_are_refused(answers, message, monkeypatch, tmp_path):
     spec, images = small()
     graph = graph_of(spec, images, batch=400)
     model = onnx_build.build(spec)
-    real = onnx_runtime.run
+    real = runtime.run
 
     def run(running, inputs):
         made = real(running, inputs)
@@ -253,16 +254,16 @@ def test_other_answers_are_refused(answers, message, monkeypatch, tmp_path):
         return made
 
     onnx.save(model, tmp_path / "net.onnx")
-    monkeypatch.setattr(onnx_runtime, "run", run)
+    monkeypatch.setattr(runtime, "run", run)
     with pytest.raises(UserError, match=message):
-        onnx_verify.verify(graph, tmp_path / "net.onnx")
+        verify.verify(graph, tmp_path / "net.onnx")
 
 
 def test_a_large_file_is_refused(monkeypatch, tmp_path):
     spec, images = small()
-    monkeypatch.setattr(onnx_verify, "STEP_BYTES", 0)
+    monkeypatch.setattr(verify, "STEP_BYTES", 0)
     with pytest.raises(UserError, match=r"net.onnx is too large: .* of its float32 parameters"):
-        onnx_qdq.export(graph_of(spec, images[:4]), tmp_path, "net")
+        qdq.export(graph_of(spec, images[:4]), tmp_path, "net")
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
@@ -272,11 +273,11 @@ def test_a_missing_package_is_named(missing, monkeypatch, tmp_path):
         monkeypatch.delattr(octo_exp.export, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"needs {missing}, which is not installed; pip install 'octo-exp\[export\]'"):
-        onnx_qdq.export(graph_of(*small()), tmp_path, "net")
+        qdq.export(graph_of(*small()), tmp_path, "net")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_version_is_in_the_manifest(tmp_path):
     spec, images = small()
-    facts = onnx_qdq.export(graph_of(spec, images[:8]), tmp_path, "net")
+    facts = qdq.export(graph_of(spec, images[:8]), tmp_path, "net")
     assert facts["onnxruntime"] == onnxruntime.__version__

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.export import onnx_build
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec
-from octo_exp.mcu.steps import steps_of
-from tests.mcu.helpers import model_file
+from octo_exp.export.onnx import model
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.operations import steps_of
+from octo_exp.graph.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec
+from tests.graph.helpers import model_file
 
 pytestmark = pytest.mark.data
 
@@ -57,5 +57,5 @@ def test_three_tenths_of_torchs_float_file(name, classes, tmp_path):
     x = torch.zeros(1, 3, spec.image.size, spec.image.size)
     # The smaller of the two that torch has: the other notes where each node comes from.
     torch.onnx.export(net, (x,), tmp_path / "float.onnx", dynamo=False)
-    ours = len(onnx_build.build(spec).SerializeToString())
+    ours = len(model.build(spec).SerializeToString())
     assert ours <= 0.3 * (tmp_path / "float.onnx").stat().st_size

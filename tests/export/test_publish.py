@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import temporary_name
-from octo_exp.errors import UserError
 from octo_exp.export import __main__ as main_module
 from octo_exp.export import publish as module
 from octo_exp.export.formats import FORMATS, module_of

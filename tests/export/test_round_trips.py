@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from octo_exp.deploy import IntegerNet
-from octo_exp.export import graph
+from octo_exp.export import subject
 from octo_exp.export.__main__ import main
-from octo_exp.mcu.reader import read_model
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.integers import IntegerNet
 from octo_exp.nn import fold
-from octo_exp.run import run
+from octo_exp.runs.run import run
 from tests.configs import composed
 from tests.export.trip_helpers import (
     DIGITS,
@@ -155,9 +155,9 @@ def test_without_its_compensation_a_net_would_be_another(trips, monkeypatch):
     trip = trips("vgg11")
     kept = trip.manifest("c")["same_class_as_run"]
     monkeypatch.setattr(fold, "_add_to_bias", lambda layer, term: None)
-    dropped = graph.graph_of(trip.graph.source, calibration=CALIBRATION, profile=None)
+    dropped = subject.graph_of(trip.graph.source, calibration=CALIBRATION, profile=None)
     assert kept >= 0.97
-    assert graph.comparison(dropped)["same_class_as_run"] < kept - 0.2
+    assert subject.comparison(dropped)["same_class_as_run"] < kept - 0.2
 
 
 CALIBRATION = {

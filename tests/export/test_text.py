@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octo_exp.deploy.bounds import within_int32
-from octo_exp.errors import UserError
-from octo_exp.export import text, text_numpy
-from octo_exp.export.text import export, write_text
-from octo_exp.export.text_read import read_text
-from octo_exp.export.text_steps import rows_of
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.spec import ConvSpec, Image, InputSpec, ModelSpec
+from octo_exp.base.errors import UserError
+from octo_exp.export.text import run_numpy, text
+from octo_exp.export.text.grammar import rows_of
+from octo_exp.export.text.read import read_text
+from octo_exp.export.text.text import export, write_text
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.integers.bounds import within_int32
+from octo_exp.graph.spec import ConvSpec, Image, InputSpec, ModelSpec
 from tests.export.text_helpers import FakeGraph, contents, odd_model, quantized, random_codes
-from tests.mcu.helpers import model_file, pool_spec, same, tiny_model, tiny_resnet
-from tests.mcu.random_models import random_model
+from tests.graph.helpers import model_file, pool_spec, same, tiny_model, tiny_resnet
+from tests.graph.random_models import random_model
 
 MODELS = ("mbv2-w0.35", "mcunet-5fps", "proxyless-w0.3")
 
@@ -101,7 +101,7 @@ def check(spec: ModelSpec, images: int = 3) -> None:
         write_text(spec, folder)
         assert same(read_text(folder), spec)
         codes = random_codes(spec, images)
-        made = text_numpy.classify(text_numpy.load(folder), codes.numpy())
+        made = run_numpy.classify(run_numpy.load(folder), codes.numpy())
     assert torch.equal(torch.from_numpy(made), FakeGraph(spec).net.classify(codes))
 
 
@@ -141,8 +141,8 @@ def test_the_verification_is_bounded_by_work(macs, images, tmp_path, monkeypatch
     work = spec.macs + spec.classifier.macs
     monkeypatch.setattr(text, "VERIFY_MACS", 33 * work if macs == 1 else work)
     seen = []
-    classify = text_numpy.classify
-    monkeypatch.setattr(text_numpy, "classify", lambda net, x: seen.append(len(x)) or classify(net, x))
+    classify = run_numpy.classify
+    monkeypatch.setattr(run_numpy, "classify", lambda net, x: seen.append(len(x)) or classify(net, x))
     assert export(FakeGraph(spec), tmp_path, "net") == {"verified_images": images}
     assert sum(seen) == images
 
@@ -159,7 +159,7 @@ def test_another_graph_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("image", [0, 39])
 def test_other_logits_are_refused(image, tmp_path, monkeypatch):
-    classify, seen = text_numpy.classify, []
+    classify, seen = run_numpy.classify, []
 
     def shaken(net, x):
         codes = classify(net, x)
@@ -168,7 +168,7 @@ def test_other_logits_are_refused(image, tmp_path, monkeypatch):
         seen.append(len(x))
         return codes
 
-    monkeypatch.setattr(text_numpy, "classify", shaken)
+    monkeypatch.setattr(run_numpy, "classify", shaken)
     with pytest.raises(UserError, match="net does not verify: computed from its files, logits differ"):
         export(FakeGraph(tiny_model()), tmp_path, "net")
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from octo_exp.errors import UserError
-from octo_exp.export import text_numpy
-from octo_exp.export.text import write_text
-from octo_exp.mcu.spec import Image, InputSpec, ModelSpec
+from octo_exp.base.errors import UserError
+from octo_exp.export.text import run_numpy
+from octo_exp.export.text.text import write_text
+from octo_exp.graph.spec import Image, InputSpec, ModelSpec
 from tests.export.text_helpers import FakeGraph, odd_model, quantized, random_codes
-from tests.mcu.helpers import conv_spec, pool_spec, tiny_model, tiny_resnet
+from tests.graph.helpers import conv_spec, pool_spec, tiny_model, tiny_resnet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def test_a_thousand_images_of_lenet5(tmp_path):
     spec = quantized("lenet5")
     write_text(spec, tmp_path)
     codes = random_codes(spec, 1000)
-    made = text_numpy.classify(text_numpy.load(tmp_path), codes.numpy())
+    made = run_numpy.classify(run_numpy.load(tmp_path), codes.numpy())
     assert made.dtype == np.int8
     assert made.flags.c_contiguous
     assert made.tobytes() == FakeGraph(spec).net.classify(codes).numpy().tobytes()
@@ -45,7 +45,7 @@ def test_a_thousand_images_of_lenet5(tmp_path):
     assert len(np.unique(made.argmax(1))) > 1
 
 
-def conv_by_hand(step: text_numpy.Step, spec, x: np.ndarray) -> np.ndarray:
+def conv_by_hand(step: run_numpy.Step, spec, x: np.ndarray) -> np.ndarray:
     """The docstring of `text`, sum by sum, in Python's integers. x [I, H, W] -> [O, OH, OW]."""
     (kh, kw), (ph, pw) = spec.kernel_size, spec.padding
     per_in, per_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
@@ -66,12 +66,12 @@ def conv_by_hand(step: text_numpy.Step, spec, x: np.ndarray) -> np.ndarray:
 def test_a_convolution_is_the_docstring_s_sum(seed, tmp_path):
     spec = odd_model(seed)
     write_text(spec, tmp_path)
-    steps = {step.fields["name"]: step for step in text_numpy.load(tmp_path)[1:]}
+    steps = {step.fields["name"]: step for step in run_numpy.load(tmp_path)[1:]}
     rng = np.random.default_rng(seed)
     for index in (1, 2, 3):
         conv = spec.layers[index]
         x = rng.integers(-128, 128, (conv.in_channels, 1, conv.in_size, conv.in_size)).astype(np.int8)
-        made = text_numpy._conv(steps[f"layer{index}"], x)
+        made = run_numpy._conv(steps[f"layer{index}"], x)
         assert np.array_equal(made[:, 0], conv_by_hand(steps[f"layer{index}"], conv, x[:, 0]))
 
 
@@ -83,9 +83,9 @@ def test_average_pools_round_halves_to_even(kernel):
     base, more = np.divmod(sums, count)
     windows = base[:, None] + (np.arange(count) < more[:, None])
     x = windows.reshape(1, -1, kernel, kernel).astype(np.int8)
-    step = text_numpy.Step("average_pool", {"kernel": str(kernel), "stride": str(kernel)})
+    step = run_numpy.Step("average_pool", {"kernel": str(kernel), "stride": str(kernel)})
     expected = [round(Fraction(int(total), count)) for total in sums]
-    assert text_numpy._average_pool(step, x).ravel().tolist() == expected
+    assert run_numpy._average_pool(step, x).ravel().tolist() == expected
 
 
 @pytest.mark.parametrize("kernel", [2, 4])
@@ -99,17 +99,17 @@ def test_a_graph_with_ties_is_the_integer_path_s(kernel, tmp_path):
     spec = ModelSpec(input=InputSpec(scale=0.05, zero=-7), layers=(first, pool), classifier=classifier)
     write_text(spec, tmp_path)
     codes = random_codes(spec, 65)
-    made = text_numpy.classify(text_numpy.load(tmp_path), codes.numpy())
+    made = run_numpy.classify(run_numpy.load(tmp_path), codes.numpy())
     assert torch.equal(torch.from_numpy(made), FakeGraph(spec).net.classify(codes))
 
 
 def test_it_stands_alone():
     """numpy, the exception and the writer of files, no torch, not the reader: an equal answer says something."""
-    tree = ast.parse(Path(text_numpy.__file__).read_text())
+    tree = ast.parse(Path(run_numpy.__file__).read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     others = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert others == {"numpy", "octo_exp.base.files", "octo_exp.errors"}
+    assert others == {"numpy", "octo_exp.base.files", "octo_exp.base.errors"}
     # No float either: `/` parts paths alone.
     divisions = [n for n in ast.walk(tree) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Div)]
     assert all(ast.unparse(n).startswith("folder / ") for n in divisions)
@@ -122,7 +122,7 @@ def test_the_command_line(folder, tmp_path):
     codes = random_codes(spec, 5)
     np.save(tmp_path / "x.npy", codes.numpy())
     code = (
-        "import sys; from octo_exp.export.text_numpy import main; done = main(sys.argv[1:]); "
+        "import sys; from octo_exp.export.text.run_numpy import main; done = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; sys.exit(done)"
     )
     call = [sys.executable, "-c", code, str(folder), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
@@ -137,7 +137,7 @@ def test_the_command_line(folder, tmp_path):
 def call(tmp_path: Path, capsys, *arguments: str) -> tuple[int, str]:
     """Exit code and the one line of a call that fails, which leaves no file."""
     before = sorted(tmp_path.rglob("*"))
-    code = text_numpy.main(arguments)
+    code = run_numpy.main(arguments)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
@@ -148,7 +148,7 @@ def call(tmp_path: Path, capsys, *arguments: str) -> tuple[int, str]:
 def test_wrong_calls(folder, tmp_path, capsys):
     assert call(tmp_path, capsys)[0] == 2
     code, message = call(tmp_path, capsys, str(folder), "x.npy", "y.npy", "z.npy")
-    assert (code, "see python -m octo_exp.export.text_numpy --help" in message) == (2, True)
+    assert (code, "see python -m octo_exp.export.text.run_numpy --help" in message) == (2, True)
 
 
 GOOD = np.zeros((2, 3, 14, 14), np.int8)
@@ -212,7 +212,7 @@ def test_damage(name, old, new, words, folder):
     header, _, data = path.read_text().partition("\n")
     path.write_text(f"{header}\n{data.replace(old, new, 1)}")
     with pytest.raises(UserError) as error:
-        text_numpy.classify(text_numpy.load(folder), GOOD)
+        run_numpy.classify(run_numpy.load(folder), GOOD)
     assert words in str(error.value)
 
 
@@ -220,32 +220,32 @@ def test_numbers_out_of_range(folder):
     path = folder / "weight/layer0.bias.txt"
     path.write_text("# \n" + "0\n" * 5 + f"{2**31}\n")
     with pytest.raises(UserError, match=r"layer0\.bias\.txt: a number beyond -2147483648 to 2147483647"):
-        text_numpy.load(folder)
+        run_numpy.load(folder)
     path.write_text("# \n" + "0\n" * 5 + "\n")
     with pytest.raises(UserError, match=r"layer0\.bias\.txt: an empty line"):
-        text_numpy.load(folder)
+        run_numpy.load(folder)
 
 
 @pytest.mark.parametrize(("inputs", "fits"), [(2**17 - 1, True), (2**17, False)])
 def test_sums_that_can_leave_int32(inputs, fits, tmp_path):
     sizes = {"in_channels": inputs, "out_channels": 1, "kernel_height": 1, "kernel_width": 1, "groups": 1}
-    step = text_numpy.Step("conv", {"name": "a"} | {key: str(size) for key, size in sizes.items()})
+    step = run_numpy.Step("conv", {"name": "a"} | {key: str(size) for key, size in sizes.items()})
     (tmp_path / "a.weight.txt").write_text("#\n" + " ".join(["-128"] * inputs) + "\n")
     (tmp_path / "a.bias.txt").write_text("#\n-2147483648\n")
     (tmp_path / "a_scale_zero.txt").write_text("#\nx_zero=0 y_zero=0\n0.1 8388608 28\n")
     if fits:
-        assert text_numpy._with_numbers(step, tmp_path).offset.tolist() == [-(2**31)]
+        assert run_numpy._with_numbers(step, tmp_path).offset.tolist() == [-(2**31)]
     else:
         with pytest.raises(ValueError, match=r"a\.weight\.txt: sums can leave int32"):
-            text_numpy._with_numbers(step, tmp_path)
+            run_numpy._with_numbers(step, tmp_path)
 
 
 def test_batches_do_not_matter(written, monkeypatch):
     images = random_codes(tiny_resnet(), 7).numpy()
-    steps = text_numpy.load(written)
-    whole = text_numpy.classify(steps, images)
-    monkeypatch.setattr(text_numpy, "BATCH", 3)
-    assert np.array_equal(text_numpy.classify(steps, images), whole)
+    steps = run_numpy.load(written)
+    whole = run_numpy.classify(steps, images)
+    monkeypatch.setattr(run_numpy, "BATCH", 3)
+    assert np.array_equal(run_numpy.classify(steps, images), whole)
 
 
 def test_sums_at_the_edge_of_int32(tmp_path):
@@ -258,5 +258,5 @@ def test_sums_at_the_edge_of_int32(tmp_path):
     write_text(spec, tmp_path)
     codes = random_codes(spec, 16)
     codes[0], codes[1] = 127, -128
-    made = text_numpy.classify(text_numpy.load(tmp_path), codes.numpy())
+    made = run_numpy.classify(run_numpy.load(tmp_path), codes.numpy())
     assert torch.equal(torch.from_numpy(made), FakeGraph(spec).net.classify(codes))

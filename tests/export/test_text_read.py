@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from octo_exp.errors import UserError
-from octo_exp.export import text_numpy
-from octo_exp.export.text import write_text
-from octo_exp.export.text_read import read_text
+from octo_exp.base.errors import UserError
+from octo_exp.export.text import run_numpy
+from octo_exp.export.text.read import read_text
+from octo_exp.export.text.text import write_text
 from tests.export.text_helpers import random_codes
-from tests.mcu.helpers import same, tiny_resnet
+from tests.graph.helpers import same, tiny_resnet
 
 GRAPH, WEIGHT = "graph.txt", "weight/layer0.weight.txt"
 BIAS, SCALES = "weight/layer3.shortcut0.bias.txt", "weight/layer2.body1_scale_zero.txt"
@@ -191,4 +191,4 @@ def test_numpy_takes_damage_as_the_user_s_mistake_or_does_not_see_it(name, line,
     """It reads less: what it does not need it does not check, but nothing else than UserError leaves it."""
     edit(folder / name, line, old, new)
     with contextlib.suppress(UserError):
-        text_numpy.classify(text_numpy.load(folder), random_codes(tiny_resnet(), 2).numpy())
+        run_numpy.classify(run_numpy.load(folder), random_codes(tiny_resnet(), 2).numpy())

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from octo_exp.deploy import IntegerNet
-from octo_exp.mcu.spec import BlockSpec, ConvSpec, Image, InputSpec, ModelSpec
-from octo_exp.ptq.quantize import quantize_network
-from tests.mcu.helpers import conv_spec, pool_spec, residual_spec
-from tests.ptq.helpers import settled, shipped
+from octo_exp.graph.calibrate.calibrate import quantize_network
+from octo_exp.graph.integers import IntegerNet
+from octo_exp.graph.spec import BlockSpec, ConvSpec, Image, InputSpec, ModelSpec
+from tests.graph.calibrate.helpers import settled, shipped
+from tests.graph.helpers import conv_spec, pool_spec, residual_spec
 
 PTQ = {"activations": "absmax", "percentile": 99.9, "symmetric": False, "weights_per_channel": True}
 
@@ -56,7 +56,7 @@ class Grouped(nn.Module):
 
 
 def quantized(name: str) -> ModelSpec:
-    """A network of tests/ptq, or the grouped one, as an int8 graph."""
+    """A network of tests/graph/calibrate, or the grouped one, as an int8 graph."""
     torch.manual_seed(0)
     if name == "grouped":
         images = torch.randn(8, 3, 12, 12)

@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from octo_exp.export.__main__ import main
-from octo_exp.export.graph import Graph, graph_of
 from octo_exp.export.request import parse
 from octo_exp.export.source import read_run
-from octo_exp.mcu.writer import write_model
+from octo_exp.export.subject import Graph, graph_of
+from octo_exp.graph.files.writer import write_model
 from octo_exp.models.simplecnn import SimpleCNN
-from octo_exp.run import run
+from octo_exp.runs.run import run
 from tests.configs import composed
-from tests.mcu.helpers import model_file, tiny_model
+from tests.graph.helpers import model_file, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = ("mcu", "onnx", "c", "text")
@@ -203,7 +203,7 @@ def text_logits(numbers: Path, codes: np.ndarray, folder: Path) -> np.ndarray:
     """The same, by the command line of the program in numpy."""
     np.save(folder / "codes.npy", codes)
     words = [str(numbers), str(folder / "codes.npy"), str(folder / "logits.npy")]
-    subprocess.run([sys.executable, "-m", "octo_exp.export.text_numpy", *words], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "octo_exp.export.text.run_numpy", *words], cwd=ROOT, check=True)
     return np.load(folder / "logits.npy")
 
 

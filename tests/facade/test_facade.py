@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import octo_exp
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.base.errors import ConfigError, UserError
 from tests.facade.strangers import NETS, gradient, noisy, pictures, plain_net
 from tests.nn.doors import watched_doors
 

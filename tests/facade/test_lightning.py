@@ -9,7 +9,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.lightning import Int8
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.quantizer import Quantizer

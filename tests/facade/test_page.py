@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from octo_exp.command.entry import VERBS
+from octo_exp.cli.entry import VERBS
 
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import octo_exp
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.nn.layers import QuantLayer
 from tests.facade.strangers import gradient, noisy, plain_net
 

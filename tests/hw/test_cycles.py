@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import CHOICES, CONVENTIONS, DATAFLOWS, gemm_cost, gemm_cycles
 from tests.hw.helpers import GOLDEN
 

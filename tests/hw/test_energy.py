@@ -3,7 +3,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import CHOICES, EnergyTable, Machines, VectorWork, training_step_cost
 from octo_exp.hw.price import price_vector
 from tests.hw.helpers import TABLE, gemm, machine, priced, sourced, table, workload

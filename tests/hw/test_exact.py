@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import DATAFLOWS, Buffer, Machines, VectorWork, gemm_cost, gemm_cycles, step_memory, training_step_cost
 from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product, sum_rows
 from octo_exp.hw.price import price_vector

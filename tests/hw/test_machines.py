@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import CHOICES, Machines, gemm_cycles
 from octo_exp.hw.machines import field_names
 from tests.hw.helpers import MACHINE, gemm, machine, priced

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import Buffer, step_memory
 from octo_exp.hw.workload import BUFFER_KINDS
 

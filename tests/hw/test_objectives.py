@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import DATAFLOWS, Machines, VectorWork, gemm_cycles, training_step_cost
 from octo_exp.hw.search import objectives
 from octo_exp.hw.search.objectives import OBJECTIVES, Objectives

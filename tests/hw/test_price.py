@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import CHOICES, DATAFLOWS, Machines, VectorWork, check_arithmetic, price_gemms, training_step_cost
 from octo_exp.hw.price import price_vector
 from tests.hw.helpers import gemm, halves, machine, moved, priced, table, workload

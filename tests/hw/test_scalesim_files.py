@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import HardwareProfile
 from octo_exp.hw.scalesim import read_config, read_topology, write_config, write_topology
 from tests.hw.scalesim_helpers import HEADER, config_text, gemm, machine, step, write

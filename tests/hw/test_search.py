@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.search.scan import Problem, checked_budget, drive
 from tests.hw.helpers import GOLDEN, gemm, workload
 from tests.hw.search_helpers import FLOWS, LARGE, LENET, SMALL, genetic, problem, scan

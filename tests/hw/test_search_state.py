@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.search.scan import Problem, drive
 from octo_exp.hw.search.state import Store
 from tests.hw.search_helpers import SMALL, genetic, problem, scan

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import CHOICES
 from octo_exp.hw.search.axes import axis_values
 from octo_exp.hw.search.space import Space

@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw import ROLES, Buffer, VectorWork
 from tests.hw.helpers import gemm, workload
 

@@ -10,8 +10,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from octo_exp.kernels import triton_conv, triton_gemm, triton_quantize
-from octo_exp.kernels.autotune import TILES
+from octo_exp.kernels.triton import conv, gemm, quantize
+from octo_exp.kernels.triton.autotune import TILES
 
 TILE = TILES[2]
 BLOCKS = {"BM": TILE.m, "BN": TILE.n, "BK": TILE.k}
@@ -22,17 +22,17 @@ QUANTIZE = {"high_ptr": None, "Q_MIN": -128, "Q_MAX": 127, "BLOCK": 1024}
 TENSOR = {**CODES, **FLOATS, "t_ptr": "*fp32", "zero_ptr": "*i32", "out_ptr": "*i8", "seed": "i64"}
 # (kernel, types of arguments that are no i32, constants)
 KERNELS = {
-    "gemm": (triton_gemm._gemm, {**CODES, **FLOATS}, {"RELU": True, **BLOCKS}),
-    "conv": (triton_conv._conv, {**CODES, **FLOATS}, {"TRANSPOSED": False, "RELU": True, **CONV, **BLOCKS}),
+    "gemm": (gemm._gemm, {**CODES, **FLOATS}, {"RELU": True, **BLOCKS}),
+    "conv": (conv._conv, {**CODES, **FLOATS}, {"TRANSPOSED": False, "RELU": True, **CONV, **BLOCKS}),
     "conv_grad_input": (
-        triton_conv._conv,
+        conv._conv,
         {**CODES, **FLOATS},
         {"TRANSPOSED": True, "RELU": False, "offset_ptr": None, "pad_ptr": None, **CONV, **BLOCKS},
     ),
-    "conv_grad_weight": (triton_conv._grad_weight, {**CODES, "out_ptr": "*i32"}, {**CONV, **BLOCKS}),
-    "scale_rows": (triton_gemm._scale_rows, {**FLOATS, "acc_ptr": "*i32"}, {"BLOCK": 1024}),
-    "quantize": (triton_quantize._quantize, TENSOR, {"NOISY": False, "ROWS": False, **QUANTIZE}),
-    "quantize_noisy_rows": (triton_quantize._quantize, TENSOR, {"NOISY": True, "ROWS": True, **QUANTIZE}),
+    "conv_grad_weight": (conv._grad_weight, {**CODES, "out_ptr": "*i32"}, {**CONV, **BLOCKS}),
+    "scale_rows": (gemm._scale_rows, {**FLOATS, "acc_ptr": "*i32"}, {"BLOCK": 1024}),
+    "quantize": (quantize._quantize, TENSOR, {"NOISY": False, "ROWS": False, **QUANTIZE}),
+    "quantize_noisy_rows": (quantize._quantize, TENSOR, {"NOISY": True, "ROWS": True, **QUANTIZE}),
 }
 
 

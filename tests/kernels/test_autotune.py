@@ -4,8 +4,8 @@ import logging
 import pytest
 import torch
 
-from octo_exp.kernels import autotune
-from octo_exp.kernels.autotune import TILES, BlockCache
+from octo_exp.kernels.triton import autotune
+from octo_exp.kernels.triton.autotune import TILES, BlockCache
 
 
 class FakeTimer:

@@ -11,10 +11,10 @@ import pytest
 from numba.core.caching import IndexDataCacheFile
 
 from octo_exp.base import caches, homes
-from octo_exp.kernels import compiled
+from octo_exp.kernels.cpu import compiled
 
 SOURCE = """
-from octo_exp.kernels.compiled import njit
+from octo_exp.kernels.cpu.compiled import njit
 
 @njit(cache=True, error_model="numpy")
 def double(x):

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octo_exp.kernels import api, cpu_conv, cpu_elementwise, cpu_fused, fused
+from octo_exp.kernels import fused, ops
+from octo_exp.kernels.cpu import conv, elementwise
+from octo_exp.kernels.cpu import fused as cpu_fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from tests.kernels.test_integers import CONVS, codes
@@ -77,7 +79,7 @@ def test_every_operation_has_a_compiled_form():
 def test_convolutions_with_every_epilogue_and_offset(case):
     x, w, _, geometry = convolution(case)
     outputs, size = w.shape[0], geometry.output_size(x.shape[2], x.shape[3], w.shape[2:])
-    acc = api.int8_conv2d(x, w, geometry, pad_value=-7, impl="reference")
+    acc = ops.int8_conv2d(x, w, geometry, pad_value=-7, impl="reference")
     scales = torch.tensor(3e-4), torch.rand(outputs) * 1e-3
     offsets = None, torch.randn(outputs), torch.randn(outputs, *size)
     for (scale, offset), steps in itertools.product(itertools.product(scales, offsets), STEPS):
@@ -143,10 +145,10 @@ def test_products_and_their_weight_gradient(m, k, n):
 def split(case: Any, monkeypatch: pytest.MonkeyPatch, column_bytes: int) -> tuple[list[torch.Tensor], list[Any]]:
     """(the results with so many bytes of columns, the columns that were made)."""
     made: list[Any] = []
-    original = cpu_conv._Columns.__init__
+    original = conv._Columns.__init__
     with monkeypatch.context() as patch:
-        patch.setattr(cpu_conv, "CHUNK_BYTES", column_bytes)
-        patch.setattr(cpu_conv._Columns, "__init__", lambda self, *a: (original(self, *a), made.append(self))[0])
+        patch.setattr(conv, "CHUNK_BYTES", column_bytes)
+        patch.setattr(conv._Columns, "__init__", lambda self, *a: (original(self, *a), made.append(self))[0])
         return all_three(case, images=7), made
 
 
@@ -180,8 +182,8 @@ def test_a_linear_weight_gradient_may_come_in_parts(rows, monkeypatch):
 
 def test_chunks_stay_within_the_bytes(monkeypatch):
     for images, each, limit in itertools.product(range(1, 20), (3, 5, 7), range(1, 80)):
-        monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", limit)
-        assert all((s.stop - s.start) * each <= max(limit, each) for s in cpu_conv._chunks(images, each, 1))
+        monkeypatch.setattr(conv, "CHUNK_BYTES", limit)
+        assert all((s.stop - s.start) * each <= max(limit, each) for s in conv._chunks(images, each, 1))
 
 
 def test_threads_change_no_bit():
@@ -219,7 +221,7 @@ class _Poisoned:
 
 @pytest.mark.parametrize("case", WIDTHS, ids=str)
 def test_what_fresh_memory_holds_changes_nothing(case, monkeypatch):
-    for module in (cpu_conv, cpu_elementwise):
+    for module in (conv, elementwise):
         monkeypatch.setattr(module, "torch", _Poisoned())
     all_three(case)
     y = torch.randn(2, 9, 7, 8)

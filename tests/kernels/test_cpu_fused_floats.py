@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octo_exp.kernels import api, cpu_conv, cpu_fused, fused
+from octo_exp.kernels import fused, ops
+from octo_exp.kernels.cpu import conv
+from octo_exp.kernels.cpu import fused as cpu_fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from tests.kernels.test_cpu_fused import STEPS, WIDTHS, bits_equal, both, steps_of
@@ -117,7 +119,7 @@ def extremes(k: int, pair: tuple[int, int]) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("k", [4608, api.MAX_K, api.MAX_K + 1, 262_144])
+@pytest.mark.parametrize("k", [4608, ops.MAX_K, ops.MAX_K + 1, 262_144])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_extreme_codes_are_summed_exactly(k, pair):
     # One rounding, of the exact sum to float32.
@@ -128,8 +130,8 @@ def test_extreme_codes_are_summed_exactly(k, pair):
 
 def test_a_weight_gradient_is_exact_over_chunks(monkeypatch):
     x = torch.full((31, 2, 64, 66), -128, dtype=torch.int8)
-    monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", 64 * 66 * 2 * 4)
-    assert x.numel() // 2 <= api.MAX_K
+    monkeypatch.setattr(conv, "CHUNK_BYTES", 64 * 66 * 2 * 4)
+    assert x.numel() // 2 <= ops.MAX_K
     options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
     dw = both(fused.int8_conv2d_grad_weight_scaled, x, x, (1, 1), ConvGeometry(), **options)
     assert dw.flatten().tolist() == [x.numel() // 2 * 128 * 128] * 4
@@ -137,7 +139,7 @@ def test_a_weight_gradient_is_exact_over_chunks(monkeypatch):
 
 def test_a_longer_weight_gradient_is_summed_in_int64():
     x = torch.full((4, 1, 256, 257), -128, dtype=torch.int8)
-    assert x.numel() > api.MAX_K
+    assert x.numel() > ops.MAX_K
     options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
     dw = both(fused.int8_conv2d_grad_weight_scaled, x, x, (1, 1), ConvGeometry(), **options)
     assert dw.item() == float(torch.tensor(x.numel() * 128 * 128).float())
@@ -149,7 +151,7 @@ def test_an_empty_batch_gives_an_empty_output():
     assert both(fused.int8_conv2d_scaled, x, w, ConvGeometry(), **options)[0].shape == (0, 4, 3, 3)
 
 
-@pytest.mark.parametrize(("k", "compiled"), [(api.MAX_K, True), (api.MAX_K + 1, False)])
+@pytest.mark.parametrize(("k", "compiled"), [(ops.MAX_K, True), (ops.MAX_K + 1, False)])
 def test_longer_sums_leave_the_compiled_path(k, compiled, monkeypatch):
     called: list[str] = []
 
@@ -192,7 +194,7 @@ PLAIN = [
 @pytest.mark.parametrize(("case", "impl"), [*((case, "torch") for case in UNGROUPED), *PLAIN], ids=str)
 def test_the_float_convolution_and_its_weight_gradient(case, impl, monkeypatch):
     c, o, kernel, size, geometry = case
-    monkeypatch.setattr(cpu_conv, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(conv, "CHUNK_BYTES", 2000)
     x, w = torch.randn(3, c, *size), torch.randn(o, c // geometry.groups, *kernel)
     bias = torch.randn(o)
     for steps, b in ((None, None), *((steps, bias) for steps in STEPS)):

@@ -1,7 +1,8 @@
 import torch
 
-from octo_exp.kernels import elementwise, fused
-from octo_exp.kernels.api import dequantize, quantize, scale_accumulator
+from octo_exp.kernels import fused
+from octo_exp.kernels.ops import dequantize, quantize, scale_accumulator
+from octo_exp.kernels.plain import elementwise
 
 
 def test_blocks_change_nothing(monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from octo_exp.kernels import float_gemm
+from octo_exp.kernels.plain import float_gemm
 
 # Products per number of threads at the time.
 Seen = list[tuple[str, int]]

@@ -7,9 +7,11 @@ last place of the product, plus one of the result. What has no offset is equal b
 import pytest
 import torch
 
-from octo_exp.kernels import api, autotune, fused, philox
+from octo_exp.kernels import fused, ops
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.plain import philox
+from octo_exp.kernels.triton import autotune
 from tests.kernels.test_integers import CONVS, codes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -32,9 +34,9 @@ def on_device(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (63, 65, 7), (300, 4608, 129)])
 def test_matmul_on_the_device(impl, m, k, n):
     a, b = on_device(m, k), on_device(k, n, seed=1)
-    out = api.int8_matmul(a, b, impl=impl)
+    out = ops.int8_matmul(a, b, impl=impl)
     assert out.dtype == torch.int32
-    assert torch.equal(out, api.int8_matmul(a, b, impl="reference"))
+    assert torch.equal(out, ops.int8_matmul(a, b, impl="reference"))
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -49,12 +51,12 @@ def test_convolutions_on_the_device(impl, case):
         ("int8_conv2d_grad_input", (g, w, size, geometry), {}),
         ("int8_conv2d_grad_weight", (x, g, kernel, geometry), {"pad_value": zero}),
     ):
-        op = getattr(api, name)
+        op = getattr(ops, name)
         assert torch.equal(op(*args, **options, impl=impl).long(), op(*args, **options, impl="reference").long()), name
 
 
 def test_auto_is_triton_on_the_device():
-    assert api.resolve_impl("auto", "cuda") == "triton"
+    assert ops.resolve_impl("auto", "cuda") == "triton"
 
 
 def assert_within_budget(
@@ -87,7 +89,7 @@ def test_fused_convolutions_on_the_device(layer):
     out_size = geometry.output_size(*size, kernel)
     x, w, g = on_device(images, c, *size), on_device(o, c, *kernel, seed=1), on_device(images, o, *out_size, seed=2)
     scale, pad = torch.rand(o, 1, 1, device="cuda") * 1e-3, torch.tensor(-9, device="cuda")
-    acc = api.int8_conv2d(x, w, geometry, pad_value=pad, impl="reference")
+    acc = ops.int8_conv2d(x, w, geometry, pad_value=pad, impl="reference")
     for offset in (None, torch.randn(o, 1, 1, device="cuda"), torch.randn(o, *out_size, device="cuda")):
         flat = offset if offset is None or offset.shape[1] > 1 else offset.flatten()
         options = {"pad_value": pad, "scale": scale.flatten(), "offset": flat, "impl": "triton"}
@@ -99,8 +101,8 @@ def test_fused_convolutions_on_the_device(layer):
         assert torch.equal(passed, (y > 0).float())
     single = scale.flatten()[0]
     dx = fused.int8_conv2d_grad_input_scaled(g, w, size, geometry, scale=single, impl="triton")
-    assert_within_budget(dx, api.int8_conv2d_grad_input(g, w, size, geometry, impl="reference"), single, None)
-    acc = api.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad, impl="reference")
+    assert_within_budget(dx, ops.int8_conv2d_grad_input(g, w, size, geometry, impl="reference"), single, None)
+    acc = ops.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad, impl="reference")
     options = {"pad_value": pad, "scale": single, "impl": "triton"}
     for offset in (None, torch.randn(o, device="cuda")):
         dw = fused.int8_conv2d_grad_weight_scaled(x, g, kernel, geometry, **options, offset=offset)
@@ -112,14 +114,14 @@ def test_fused_products_on_the_device(m, k, n):
     a, b, scale = on_device(m, k), on_device(n, k, seed=1).t(), torch.rand(n, device="cuda") * 1e-3
     for offset in (None, torch.randn(n, device="cuda")):
         y, _ = fused.int8_matmul_scaled(a, b, scale, offset, impl="triton")
-        assert_within_budget(y, api.int8_matmul(a, b, impl="reference"), scale, offset)
+        assert_within_budget(y, ops.int8_matmul(a, b, impl="reference"), scale, offset)
 
 
 @pytest.mark.parametrize("blocks", autotune.TILES, ids=str)
 def test_blocks_change_no_bit_on_the_device(monkeypatch, blocks):
-    from octo_exp.kernels import triton_conv, triton_gemm
+    from octo_exp.kernels.triton import conv, gemm
 
-    for module in (triton_conv, triton_gemm):
+    for module in (conv, gemm):
         monkeypatch.setattr(module, "choose", lambda *args: blocks)
     test_fused_convolutions_on_the_device(LAYERS[-1])
     test_fused_products_on_the_device(257, 65, 129)
@@ -143,10 +145,10 @@ def test_noise_is_the_cpus_on_the_device():
 
 def test_blocks_are_timed_once_and_kept_on_the_device(tmp_path):
     a, b = on_device(300, 200), on_device(200, 100, seed=1)
-    api.int8_matmul(a, b, impl="triton")
+    ops.int8_matmul(a, b, impl="triton")
     path = tmp_path / "octo_exp" / "triton_blocks.json"
     written = path.read_text()
     assert "gemm|512x100x200" in written
     autotune._cache.cache_clear()
-    assert torch.equal(api.int8_matmul(a, b, impl="triton"), api.int8_matmul(a, b, impl="reference"))
+    assert torch.equal(ops.int8_matmul(a, b, impl="triton"), ops.int8_matmul(a, b, impl="reference"))
     assert path.read_text() == written

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octo_exp.errors import UserError
-from octo_exp.kernels import api, fused, torch_int8
-from octo_exp.kernels.api import ConvGeometry
+from octo_exp.base.errors import UserError
+from octo_exp.kernels import fused, ops
+from octo_exp.kernels.ops import ConvGeometry
+from octo_exp.kernels.plain import torch_int8
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 FAST = ["torch", pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed"))]
@@ -21,9 +22,9 @@ def codes(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (1, 7, 63), (63, 65, 7), (33, 64, 16)])
 def test_matmul_equals_the_oracle(impl, m, k, n):
     a, b = codes(m, k), codes(k, n, seed=1)
-    expected = api.int8_matmul(a, b, impl="reference")
+    expected = ops.int8_matmul(a, b, impl="reference")
     for left, right in ((a, b), (a.t().contiguous().t(), b), (a, b.t().contiguous().t())):
-        out = api.int8_matmul(left, right, impl=impl)
+        out = ops.int8_matmul(left, right, impl=impl)
         assert out.dtype == torch.int32
         assert torch.equal(out, expected)
 
@@ -33,11 +34,11 @@ def test_matmul_equals_the_oracle(impl, m, k, n):
 def test_a_dimension_of_size_one_may_have_any_stride(impl, m, k, n):
     # [M, 1].t() is [1, M] with strides (1, 1): grad_weight of a layer with one output. oneDNN returned garbage.
     a, b = codes(m, k), codes(k, n, seed=1)
-    expected = api.int8_matmul(a, b, impl="reference")
+    expected = ops.int8_matmul(a, b, impl="reference")
     for odd in (1, 3):
         left = a.as_strided(a.shape, (odd if m == 1 else k, odd if k == 1 else 1))
         right = b.as_strided(b.shape, (odd if k == 1 else n, odd if n == 1 else 1))
-        assert torch.equal(api.int8_matmul(left, right, impl=impl), expected)
+        assert torch.equal(ops.int8_matmul(left, right, impl=impl), expected)
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
@@ -45,7 +46,7 @@ def test_a_dimension_of_size_one_may_have_any_stride(impl, m, k, n):
 def test_extreme_codes_with_k_4608_are_exact(impl, pair):
     a = torch.full((3, 4608), pair[0], dtype=torch.int8)
     b = torch.full((4608, 2), pair[1], dtype=torch.int8)
-    out = api.int8_matmul(a, b, impl=impl)
+    out = ops.int8_matmul(a, b, impl=impl)
     assert torch.equal(out.long(), torch.full((3, 2), 4608 * pair[0] * pair[1]))
 
 
@@ -55,7 +56,7 @@ def test_sums_past_int32_are_split(impl, pair):
     k = 262_144
     a = torch.full((2, k), pair[0], dtype=torch.int8)
     b = torch.full((k, 3), pair[1], dtype=torch.int8)
-    out = api.int8_matmul(a, b, impl=impl)
+    out = ops.int8_matmul(a, b, impl=impl)
     assert out.dtype == torch.int64
     assert torch.equal(out, torch.full((2, 3), k * pair[0] * pair[1]))
 
@@ -63,19 +64,19 @@ def test_sums_past_int32_are_split(impl, pair):
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_depthwise_sums_past_int32_are_exact(impl):
     x = torch.full((1, 2, 363, 363), -128, dtype=torch.int8)
-    out = api.int8_conv2d_grad_weight(x, x, (1, 1), ConvGeometry(groups=2), impl=impl)
+    out = ops.int8_conv2d_grad_weight(x, x, (1, 1), ConvGeometry(groups=2), impl=impl)
     assert out.flatten().tolist() == [363 * 363 * 128 * 128] * 2
 
 
 def test_without_the_split_the_sum_wraps(monkeypatch):
-    monkeypatch.setattr(api, "MAX_K", 2**31)
+    monkeypatch.setattr(ops, "MAX_K", 2**31)
     a = torch.full((1, 262_144), -128, dtype=torch.int8)
-    out = api.int8_matmul(a, a.t(), impl="torch")
+    out = ops.int8_matmul(a, a.t(), impl="torch")
     assert out.item() != 262_144 * 128 * 128
 
 
 def test_max_k_is_the_largest_safe_sum():
-    assert api.MAX_K * 128 * 128 <= 2**31 - 1 < (api.MAX_K + 1) * 128 * 128
+    assert ops.MAX_K * 128 * 128 <= 2**31 - 1 < (ops.MAX_K + 1) * 128 * 128
 
 
 def test_inexact_int_mm_is_replaced_by_an_exact_product(monkeypatch):
@@ -115,8 +116,8 @@ def test_both_products_are_the_same_integers(monkeypatch, pays):
 def test_what_multiplies_here_has_a_name(monkeypatch, exact, pays, expected):
     monkeypatch.setattr(torch_int8, "int_mm_is_exact", lambda device_type: exact)
     monkeypatch.setattr(torch_int8, "int_mm_pays", lambda device_type: pays)
-    assert api.products("torch", "cpu") == expected
-    assert api.products("reference", "cpu") == "float64, exact"
+    assert ops.products("torch", "cpu") == expected
+    assert ops.products("reference", "cpu") == "float64, exact"
 
 
 class Cpu:
@@ -173,9 +174,9 @@ def test_convolution_and_its_gradients_equal_the_oracle(impl, case, pad_value):
     g = codes(2, o, *geometry.output_size(*size, kernel), seed=2)
     results = {
         name: (
-            api.int8_conv2d(x, w, geometry, pad_value=pad_value, impl=name),
-            api.int8_conv2d_grad_input(g, w, size, geometry, impl=name),
-            api.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad_value, impl=name),
+            ops.int8_conv2d(x, w, geometry, pad_value=pad_value, impl=name),
+            ops.int8_conv2d_grad_input(g, w, size, geometry, impl=name),
+            ops.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad_value, impl=name),
         )
         for name in ("reference", impl)
     }
@@ -190,18 +191,18 @@ def test_the_oracle_is_autograd_in_float64():
     g = codes(*out.shape, seed=2)
     out.backward(g.double())
     xq, wq = x.detach().to(torch.int8), w.detach().to(torch.int8)
-    assert torch.equal(api.int8_conv2d(xq, wq, geometry, impl="reference").double(), out)
-    grad_input = api.int8_conv2d_grad_input(g, wq, (6, 7), geometry, impl="reference")
+    assert torch.equal(ops.int8_conv2d(xq, wq, geometry, impl="reference").double(), out)
+    grad_input = ops.int8_conv2d_grad_input(g, wq, (6, 7), geometry, impl="reference")
     assert torch.equal(grad_input.double(), x.grad)
-    grad_weight = api.int8_conv2d_grad_weight(xq, g, (3, 3), geometry, impl="reference")
+    grad_weight = ops.int8_conv2d_grad_weight(xq, g, (3, 3), geometry, impl="reference")
     assert torch.equal(grad_weight.double(), w.grad)
 
 
 def test_pad_value_may_be_a_tensor():
     x, w = codes(1, 2, 5, 5), codes(3, 2, 3, 3, seed=1)
     geometry = ConvGeometry(padding=(1, 1))
-    out = api.int8_conv2d(x, w, geometry, pad_value=torch.tensor(-5), impl="torch")
-    assert torch.equal(out, api.int8_conv2d(x, w, geometry, pad_value=-5, impl="reference"))
+    out = ops.int8_conv2d(x, w, geometry, pad_value=torch.tensor(-5), impl="torch")
+    assert torch.equal(out, ops.int8_conv2d(x, w, geometry, pad_value=-5, impl="reference"))
 
 
 @pytest.mark.parametrize("impl", ["reference", *FAST])
@@ -219,25 +220,25 @@ def test_scaled_product_is_the_product_scaled(impl):
 
 def test_refusals_name_the_remedy(monkeypatch):
     with pytest.raises(TypeError, match="int8"):
-        api.int8_matmul(torch.ones(2, 2), codes(2, 2), impl="torch")
+        ops.int8_matmul(torch.ones(2, 2), codes(2, 2), impl="torch")
     with pytest.raises(ValueError, match="shapes"):
-        api.int8_matmul(codes(2, 3), codes(2, 3), impl="torch")
+        ops.int8_matmul(codes(2, 3), codes(2, 3), impl="torch")
     with pytest.raises(UserError, match="auto, reference, torch, triton"):
-        api.resolve_impl("cuda", "cpu")
+        ops.resolve_impl("cuda", "cpu")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=r"pip install|TRITON_INTERPRET"):
-        api.resolve_impl("triton", "cpu")
-    assert api.resolve_impl("auto", "cpu") == "torch"
+        ops.resolve_impl("triton", "cpu")
+    assert ops.resolve_impl("auto", "cpu") == "torch"
     if HAS_TRITON:
-        assert api.resolve_impl("auto", "cuda") == "triton"
+        assert ops.resolve_impl("auto", "cuda") == "triton"
     else:
         with pytest.raises(UserError, match="choose kernel=torch"):
-            api.resolve_impl("auto", "cuda")
+            ops.resolve_impl("auto", "cuda")
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_a_convolution_too_long_for_int32_is_split(impl):
     x, w = (torch.full(shape, -128, dtype=torch.int8) for shape in ((1, 40_000, 2, 2), (1, 40_000, 2, 2)))
-    out = api.int8_conv2d(x, w, ConvGeometry(), impl=impl)
+    out = ops.int8_conv2d(x, w, ConvGeometry(), impl=impl)
     assert out.dtype == torch.int64
     assert out.item() == 160_000 * 128 * 128

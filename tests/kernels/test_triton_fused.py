@@ -7,19 +7,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from octo_exp.kernels import (
-    api,
-    cpu_fused,
-    elementwise,
-    epilogue,
-    fused,
-    triton_conv,
-    triton_fused,
-    triton_gemm,
-)
-from octo_exp.kernels.autotune import TILES
+from octo_exp.kernels import epilogue, fused, ops
+from octo_exp.kernels.cpu import fused as cpu_fused
 from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.plain import elementwise
+from octo_exp.kernels.triton import conv, gemm
+from octo_exp.kernels.triton import fused as triton_fused
+from octo_exp.kernels.triton.autotune import TILES
 from tests.kernels.test_integers import CONVS, codes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +69,7 @@ def test_triton_product_is_the_plain_one(monkeypatch, m, k, n):
     for left, right in ((a, b), (a.t().contiguous().t(), b.t().contiguous().t())):
         exact = both(fused.int8_matmul_scaled, left, right, UNSCALED, None)[0]
         # 130 products of at most 2^14 are below 2^24: float32 holds each sum.
-        assert torch.equal(exact, api.int8_matmul(a, b, impl="reference").float())
+        assert torch.equal(exact, ops.int8_matmul(a, b, impl="reference").float())
         for steps in (*STEPS[:2], Epilogue(relu=False)):
             both(fused.int8_matmul_scaled, left, right, scale, offset, steps)
             both(fused.int8_matmul_scaled, left, right, scale[0], None, steps)
@@ -85,8 +80,8 @@ def test_triton_product_is_the_plain_one(monkeypatch, m, k, n):
 
 def test_triton_product_takes_an_offset_a_row():
     a, b, offset = on_device(21, 9), on_device(9, 5, seed=1), torch.randn(7, 5).to(DEVICE)
-    out = triton_gemm.matmul_scaled(a, b, UNSCALED, offset, relu=False)
-    assert torch.equal(out, api.int8_matmul(a, b, impl="reference") + offset.repeat(3, 1))
+    out = gemm.matmul_scaled(a, b, UNSCALED, offset, relu=False)
+    assert torch.equal(out, ops.int8_matmul(a, b, impl="reference") + offset.repeat(3, 1))
 
 
 @pytest.mark.parametrize("rows", SIZES)
@@ -154,9 +149,9 @@ def test_triton_convolutions_of_odd_sizes_have_exact_sums(case):
     y, dx, dw = convolve(case, 0, scaled=False)
     on = {"impl": "reference"}
     w = on_device(case[1], case[0], *kernel, seed=1)
-    assert torch.equal(y, api.int8_conv2d(x, w, geometry, **on).float())
-    assert torch.equal(dx, api.int8_conv2d_grad_input(g, w, case[3], geometry, **on).float())
-    assert torch.equal(dw, api.int8_conv2d_grad_weight(x, g, kernel, geometry, **on).float())
+    assert torch.equal(y, ops.int8_conv2d(x, w, geometry, **on).float())
+    assert torch.equal(dx, ops.int8_conv2d_grad_input(g, w, case[3], geometry, **on).float())
+    assert torch.equal(dw, ops.int8_conv2d_grad_weight(x, g, kernel, geometry, **on).float())
 
 
 @pytest.mark.parametrize("images", [1, 7, 16, 63, 65])
@@ -164,7 +159,7 @@ def test_triton_convolutions_of_any_batch(images):
     convolve((3, 2, (2, 2), (2, 3), ConvGeometry(stride=(1, 2), padding=(1, 0))), -5, images=images)
 
 
-@pytest.mark.parametrize("blocks", [*TILES, *triton_conv.SPLIT_TILES], ids=str)
+@pytest.mark.parametrize("blocks", [*TILES, *conv.SPLIT_TILES], ids=str)
 def test_triton_blocks_change_no_integer(monkeypatch, blocks):
     poison(monkeypatch)
     chosen = []
@@ -175,20 +170,20 @@ def test_triton_blocks_change_no_integer(monkeypatch, blocks):
         launch(blocks)
         return blocks
 
-    for module in (triton_gemm, triton_conv):
+    for module in (gemm, conv):
         monkeypatch.setattr(module, "choose", choose)
     convolve((7, 70, (3, 3), (9, 8), ConvGeometry(padding=(1, 1), stride=(1, 2))), 5, scaled=False)
     a, b = on_device(70, 140), on_device(140, 35, seed=1)
-    assert torch.equal(api.int8_matmul(a, b, impl="triton"), api.int8_matmul(a, b, impl="reference").int())
+    assert torch.equal(ops.int8_matmul(a, b, impl="triton"), ops.int8_matmul(a, b, impl="reference").int())
     assert set(chosen) == {"conv", "conv_grad_input", "conv_grad_weight", "gemm"}
 
 
 def test_triton_sums_of_extreme_codes_are_exact():
     x = torch.full((1, 40, 12, 12), -128, dtype=torch.int8, device=DEVICE)
     w = torch.full((2, 40, 3, 3), -128, dtype=torch.int8, device=DEVICE)
-    y = triton_conv.conv2d(x, w, ConvGeometry(), 0, UNSCALED, None, relu=False)
+    y = conv.conv2d(x, w, ConvGeometry(), 0, UNSCALED, None, relu=False)
     assert (y == 40 * 9 * 2**14).all()
-    dw = triton_conv.conv2d_grad_weight(x, x, (1, 1), ConvGeometry(), 0)
+    dw = conv.conv2d_grad_weight(x, x, (1, 1), ConvGeometry(), 0)
     assert (dw == 144 * 2**14).all()
 
 

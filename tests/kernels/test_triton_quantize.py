@@ -6,7 +6,10 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-from octo_exp.kernels import fused, philox, triton_fused, triton_quantize  # noqa: E402
+from octo_exp.kernels import fused  # noqa: E402
+from octo_exp.kernels.plain import philox  # noqa: E402
+from octo_exp.kernels.triton import fused as triton_fused  # noqa: E402
+from octo_exp.kernels.triton import quantize  # noqa: E402
 from tests.kernels.test_triton_fused import DEVICE, SIZES, UNSCALED, both, poison  # noqa: E402
 
 # The interpreter's numpy says where a quotient is infinite; it is clamped to the last code.
@@ -19,7 +22,7 @@ EXTREMES = [float("inf"), -float("inf"), 3e38, -3e38, 1e-42, 2.0**23, -0.01, 0.0
 def _draw(out_ptr, ours_ptr, seed, start, BLOCK: tl.constexpr):  # noqa: N803
     i = tl.arange(0, BLOCK)
     tl.store(out_ptr + i, tl.rand(seed, start + i.to(tl.int64)))
-    tl.store(ours_ptr + i, triton_quantize.uniform(seed, start + i.to(tl.int64)))
+    tl.store(ours_ptr + i, quantize.uniform(seed, start + i.to(tl.int64)))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 - 1, 1234567890123456789])

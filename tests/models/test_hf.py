@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octo_exp.errors import ConfigError, UserError
+from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.models.hf import HuggingFaceClassifier
 from octo_exp.nn.layers import QuantLayer
 from tests.configs import compose_copy

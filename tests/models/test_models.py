@@ -3,10 +3,10 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.models.mobilenet_v2 import InvertedBottleneck, scaled_channels
 from tests.configs import compose_copy
-from tests.ptq.helpers import MODELS
+from tests.graph.calibrate.helpers import MODELS
 
 
 def model(name: str, *overrides: str, channels: int = 3, classes: int = 10) -> nn.Module:

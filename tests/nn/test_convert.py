@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
 from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.layers import QuantConv2d, QuantLinear

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.models.simplecnn import SimpleCNN
 from octo_exp.nn.convert import convert
 from octo_exp.nn.fold import folded

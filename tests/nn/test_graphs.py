@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
 from tests.nn.helpers import scheme

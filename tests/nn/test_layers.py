@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from octo_exp.kernels import api, fused, torch_int8
+from octo_exp.kernels import fused, ops
+from octo_exp.kernels.plain import torch_int8
 from octo_exp.models.simplecnn import SimpleCNN
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
@@ -176,12 +177,12 @@ def test_evaluation_does_not_depend_on_the_batch(name, norm):
 
 
 def test_integers_of_a_sample_are_the_same_in_any_batch():
-    geometry = api.ConvGeometry(padding=(1, 1))
+    geometry = ops.ConvGeometry(padding=(1, 1))
     x = torch.randint(-128, 128, (50, 3, 8, 8), dtype=torch.int8)
     w = torch.randint(-127, 128, (4, 3, 3, 3), dtype=torch.int8)
-    whole = api.int8_conv2d(x, w, geometry, pad_value=-9, impl="torch")
+    whole = ops.int8_conv2d(x, w, geometry, pad_value=-9, impl="torch")
     for part in (slice(0, 1), slice(0, 7), slice(43, 50)):
-        assert torch.equal(api.int8_conv2d(x[part], w, geometry, pad_value=-9, impl="torch"), whole[part])
+        assert torch.equal(ops.int8_conv2d(x[part], w, geometry, pad_value=-9, impl="torch"), whole[part])
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])

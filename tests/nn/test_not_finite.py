@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
 from tests.nn.helpers import scheme, state

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.nn.convert import convert
 from octo_exp.nn.layers import QuantConv2d, QuantLayer, QuantLinear
 from octo_exp.nn.select import Selection, all_float, never_ran, select

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.quant.clipping import FORMS, Clipping, gaussian_bounds, range_log_gradient, ratio_bounds
 from octo_exp.quant.quantizer import OperandSpec, Quantizer
 from octo_exp.quant.rounding import Clock

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.quant.compensation import Compensation, affine_term, zero_point_term
 
 

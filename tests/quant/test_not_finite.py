@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.quant.clipping import FORMS, Clipping
 from octo_exp.quant.quantizer import OperandSpec, Quantizer
 from octo_exp.quant.rounding import Clock

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octo_exp.errors import UserError
-from octo_exp.kernels.api import dequantize, quantize
+from octo_exp.base.errors import UserError
+from octo_exp.kernels.ops import dequantize, quantize
 from octo_exp.quant.quantizer import OperandSpec, Quantizer
 from octo_exp.quant.ranges import code_limits, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed

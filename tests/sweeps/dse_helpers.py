@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from octo_exp.dse import command as dse
+from octo_exp.cli.dse import search as dse
 from tests.configs import CONF, compose_copy
 
 ROOT = CONF.parent

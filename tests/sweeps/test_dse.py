@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from octo_exp.dse import command as dse
-from octo_exp.dse import report as dse_report
-from octo_exp.errors import ConfigError
+from octo_exp.base.errors import ConfigError
+from octo_exp.cli.dse import outcome as dse_report
+from octo_exp.cli.dse import search as dse
 from octo_exp.hw import ROLES
 from tests.sweeps.dse_helpers import BASE, composed, rows, searched
 

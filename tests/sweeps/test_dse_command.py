@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from octo_exp.dse import command as dse
-from octo_exp.errors import ConfigError
+from octo_exp.base.errors import ConfigError
+from octo_exp.cli.dse import search as dse
 from octo_exp.hw.scalesim import read_config, read_topology
 from octo_exp.hw.search.scan import Problem
 from octo_exp.hw.search.state import Store

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from octo_exp.cli import check_arguments
+from octo_exp.config import check_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from octo_exp.dse.nsga2 import JOURNAL, Nsga2
-from octo_exp.errors import ConfigError
+from octo_exp.base.errors import ConfigError
+from octo_exp.cli.dse.nsga2 import JOURNAL, Nsga2
 from octo_exp.hw.search.objectives import Objectives
 from octo_exp.hw.search.scan import Problem, drive
 from octo_exp.hw.search.space import Space

@@ -11,10 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from octo_exp.cli import FAILURE_FILE
-from octo_exp.sweep.callback import SummaryCallback
-from octo_exp.sweep.runs import read_failures, read_runs, read_unfinished
-from octo_exp.sweep.summary import main, report, summary_table, transfer_tables, update_tables
+from octo_exp.config import FAILURE_FILE
+from octo_exp.runs.sweep.callback import SummaryCallback
+from octo_exp.runs.sweep.jobs import read_failures, read_runs, read_unfinished
+from octo_exp.runs.sweep.summary import main, report, summary_table, transfer_tables, update_tables
 
 RESULTS = {
     "data": "digits",
@@ -224,7 +224,7 @@ def test_a_table_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.C
 
 def test_the_callback_counts_failures_for_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    monkeypatch.setattr(sys.modules["octo_exp.sweep.callback"], "report_failures", counted.append)
+    monkeypatch.setattr(sys.modules["octo_exp.runs.sweep.callback"], "report_failures", counted.append)
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     write_run(tmp_path / "0")
     SummaryCallback().on_multirun_end(config)

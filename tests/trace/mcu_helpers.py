@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from octo_exp.mcu.graph import McuNet
-from octo_exp.mcu.update import NOTHING
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.graph.train.trained import NOTHING
+from octo_exp.graph.train.update import SparseUpdate, UpdateRule
 from octo_exp.trace import trace
-from octo_exp.update import SparseUpdate, UpdateRule
-from tests.mcu.helpers import tiny_model
-from tests.update.helpers import sparse
+from tests.graph.helpers import tiny_model
+from tests.graph.update.helpers import sparse
 
 SIDE = 16
 

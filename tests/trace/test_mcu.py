@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.spec import Image, InputSpec, ModelSpec
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.graph.train.trained import NOTHING
 from octo_exp.hw import training_step_cost
-from octo_exp.mcu.graph import McuNet
-from octo_exp.mcu.reader import read_model
-from octo_exp.mcu.spec import Image, InputSpec, ModelSpec
-from octo_exp.mcu.update import NOTHING
+from tests.graph.helpers import conv_spec, model_file, pool_spec, tiny_resnet
+from tests.graph.update.test_configs import rule_of
 from tests.hw.helpers import machine
-from tests.mcu.helpers import conv_spec, model_file, pool_spec, tiny_resnet
 from tests.trace.helpers import roles, shapes, traced
 from tests.trace.mcu_helpers import freeze, priced, tiny
-from tests.update.test_configs import rule_of
 
 # Million MACs of an image, from the table of the release.
 MACS = {"mbv2-w0.35": 16.65, "mcunet-5fps": 22.45, "proxyless-w0.3": 18.62}

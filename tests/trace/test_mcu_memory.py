@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from octo_exp.callbacks.memory import SavedTensors
+from octo_exp.graph.files.reader import read_model
+from octo_exp.graph.train.update import update_memory
+from octo_exp.graph.train.update.convolutions import LayerShape
 from octo_exp.hw import step_memory
-from octo_exp.mcu.reader import read_model
+from octo_exp.runs.callbacks.kept_memory import SavedTensors
 from octo_exp.trace import OptimizerCost
-from octo_exp.update import update_memory
-from octo_exp.update.layer import LayerShape
-from tests.mcu.helpers import MODES, model_file, tiny_resnet
+from tests.graph.helpers import MODES, model_file, tiny_resnet
+from tests.graph.update.test_configs import rule_of
 from tests.trace.helpers import roles
 from tests.trace.mcu_helpers import freeze, kept_by_step, priced, saved_by_step, tiny
-from tests.update.test_configs import rule_of
 
 # A graph rounds bits up to bytes once a tensor or once an image.
 ROUNDED = 8

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from octo_exp.callbacks.cost import CostCallback
 from octo_exp.hw import training_step_cost
+from octo_exp.runs.callbacks.cost import CostCallback
 from octo_exp.trace import optimizer_cost
 from tests.hw.helpers import machine
 from tests.trace.helpers import roles

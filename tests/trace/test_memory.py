@@ -5,10 +5,10 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from octo_exp.callbacks.memory import SavedTensors
-from octo_exp.hw.memory import step_memory
+from octo_exp.hw.liveness import step_memory
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
+from octo_exp.runs.callbacks.kept_memory import SavedTensors
 from tests.configs import compose_copy, pairwise
 from tests.nn.helpers import SCHEMES, scheme
 from tests.trace.helpers import traced

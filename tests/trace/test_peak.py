@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.hw.memory import step_memory
+from octo_exp.hw.liveness import step_memory
 from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
 from octo_exp.trace import SGD, optimizer_cost

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from tests.trace.helpers import lenet5, traced
 
 

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.trace import OptimizerCost
 from tests.trace.helpers import roles, shapes, traced
 

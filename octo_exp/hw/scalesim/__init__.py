@@ -6,7 +6,7 @@ writes COMPUTE_REPORT.csv, BANDWIDTH_REPORT.csv and DETAILED_ACCESS_REPORT.csv t
 of layers. Traces are not written.
 """
 
-from octo_exp.hw.scalesim.config import ScaleSimConfig, read_config, write_config
+from octo_exp.hw.scalesim.cfg import ScaleSimConfig, read_config, write_config
 from octo_exp.hw.scalesim.reports import reports, simulate
 from octo_exp.hw.scalesim.topology import read_topology, write_topology
 

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from octo_exp.errors import UserError
-from octo_exp.hw.scalesim.config import read_config
-from octo_exp.hw.scalesim.files import write_all
+from octo_exp.base.errors import UserError
+from octo_exp.hw.scalesim.cfg import read_config
 from octo_exp.hw.scalesim.reports import reports, simulate, table
+from octo_exp.hw.scalesim.texts import write_all
 from octo_exp.hw.scalesim.topology import KINDS, read_topology
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.cycles import DATAFLOWS, FloatArray, GemmCost, IntArray, gemm_cost
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import price_gemms

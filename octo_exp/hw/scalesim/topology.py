@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from octo_exp.errors import UserError
-from octo_exp.hw.scalesim.files import read_text, write_all
+from octo_exp.base.errors import UserError
+from octo_exp.hw.scalesim.texts import read_text, write_all
 from octo_exp.hw.scalesim.windows import Axis, Convolution
 from octo_exp.hw.workload import Gemm, Workload
 

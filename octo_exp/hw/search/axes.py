@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.cycles import choice_codes
 from octo_exp.hw.fields import check_number
 from octo_exp.hw.machines import field_names

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octo_exp.errors import UserError
+from octo_exp.base.errors import UserError
 from octo_exp.hw.cycles import CONVENTIONS, DATAFLOWS, gemm_cycles
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.exact import product, sum_rows

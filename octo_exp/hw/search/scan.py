@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.signals import Stopped
-from octo_exp.errors import UserError
 from octo_exp.hw.search.archive import Archive
 from octo_exp.hw.search.objectives import Objectives
 from octo_exp.hw.search.space import Space

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import whole_file
-from octo_exp.errors import UserError
 
 State = dict[str, Any]
 

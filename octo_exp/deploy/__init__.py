@@ -1,3 +1,0 @@
-from octo_exp.deploy.net import IntegerNet
-
-__all__ = ["IntegerNet"]

@@ -1,0 +1,3 @@
+from octo_exp.graph.integers.integer_net import IntegerNet
+
+__all__ = ["IntegerNet"]

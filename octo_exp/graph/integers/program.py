@@ -1,0 +1,182 @@
+"""A whole graph as one compiled call, for a few images.
+
+At batch 1 a call from Python costs as much as a layer: its code and data lie in no cache after megabytes of weights. So
+a graph is written down once, as a table of its steps and two arrays of constants, and one loop runs it.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from octo_exp.graph.integers.cpu_layers import Conv, room
+from octo_exp.graph.operations import Step, images_of
+from octo_exp.graph.spec import ConvSpec
+from octo_exp.kernels.cpu import few_rows, fixed_loops
+from octo_exp.kernels.cpu.compiled import njit
+from octo_exp.kernels.cpu.fixed_loops import INNER
+from octo_exp.kernels.cpu.image_codes import quantize
+
+if TYPE_CHECKING:
+    from octo_exp.graph.integers.integer_net import IntegerNet
+
+# Images up to which the calls weigh beside the work.
+MAX_IMAGES = 8
+# Places are multiples of a cache line: a vector on two lines is read twice.
+LINE = 64
+
+CONV, DEPTHWISE, MAX_POOL, AVERAGE_POOL, ADD = range(5)
+# Of a step: its kind; the places of its inputs and its output among all codes of an image; a window; zero points; the
+# places of its weights and constants; the factors of an addition.
+STEP = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("kind", "x", "x_size", "x_channels", "second", "y", "y_size", "y_channels"),
+            *("height", "width", "stride", "top", "left", "x_zero", "second_zero", "y_zero"),
+            *("weights", "blocks", "words", "constants", "room", "value_1", "value_2", "shift"),
+        )
+    ]
+)
+
+
+@njit(**INNER)
+def _image(memory, n, at, size, channels):
+    return memory[n * at : n * (at + size * size * channels)].reshape(n, size, size, channels)
+
+
+@njit(**INNER)
+def run(table, weights, constants, memory, n):
+    """Run a table of STEP on n images: each reads its codes in memory [n * codes] int8 and writes there.
+
+    weights uint8; constants int32 [3, ...]: offset, value, shift. A place times n is where n images begin.
+    """
+    for s in table:
+        x = _image(memory, n, s.x, s.x_size, s.x_channels)
+        y = _image(memory, n, s.y, s.y_size, s.y_channels)
+        part = slice(s.constants, s.constants + s.y_channels)
+        offset, value, shift = constants[0, part], constants[1, part], constants[2, part]
+        padding = (s.top, s.left)
+        if s.kind == CONV:
+            shape = (s.blocks, s.words, few_rows.BLOCK, few_rows.WORD)
+            w = weights[s.weights : s.weights + s.blocks * s.words * few_rows.BLOCK * few_rows.WORD].reshape(shape)
+            window = (s.height, s.width), (s.stride, s.stride), padding
+            few_rows.conv(x, w, *window, s.x_zero, offset, value, shift, s.y_zero, memory[n * s.room :], y)
+        elif s.kind == DEPTHWISE:
+            taps = weights[s.weights : s.weights + s.height * s.width * s.x_channels].view(np.int8)
+            taps = taps.reshape(s.height, s.width, s.x_channels)
+            fixed_loops.depthwise(x, taps, offset, value, shift, s.x_zero, s.y_zero, s.stride, padding, y)
+        elif s.kind == MAX_POOL:
+            fixed_loops.max_pool(x, s.height, s.stride, s.top, y)
+        elif s.kind == AVERAGE_POOL:
+            fixed_loops.average_pool(x, s.height, s.stride, y)
+        else:
+            other = _image(memory, n, s.second, s.y_size, s.y_channels)
+            zeros = (s.x_zero, s.second_zero, s.y_zero)
+            flat = x.reshape(n, -1), other.reshape(n, -1)
+            fixed_loops.add(*flat, s.value_1, s.value_2, s.shift, zeros, y.reshape(n, -1))
+
+
+@njit(**INNER)
+def run_images(x, image, table, weights, constants, memory, logit_scale, logit_zero, logits):
+    """x [N, C, H, W] float32 -> logits [N, classes] float32; False where `quantize` says so; image: its constants."""
+    n, last = x.shape[0], table[-1]
+    if not quantize(x, *image, _image(memory, n, 0, x.shape[2], x.shape[1])):
+        return False
+    run(table, weights, constants, memory, n)
+    codes = _image(memory, n, last.y, 1, last.y_channels)
+    for i in range(n):
+        for c in range(last.y_channels):
+            logits[i, c] = (np.float32(codes[i, 0, 0, c]) - logit_zero) * logit_scale
+    return True
+
+
+class Program:
+    """A graph made ready: what `IntegerNet` computes of a few images, `most_images` at most."""
+
+    def __init__(self, net: "IntegerNet") -> None:
+        steps = net.steps()
+        convs = [(step, module) for step, module in steps if isinstance(step.part, ConvSpec)]
+        self._made_of = [(m._buffers, name, t, t._version) for _, m in convs for name, t in m.named_buffers()]
+        places, self._codes = {}, 0
+        for name, image in images_of(net.spec).items():
+            places[name] = self._codes
+            self._codes += _lines(image.size**2 * image.channels)
+        columns = max(step.gives.size**2 * step.part.weight[0].size for step, _ in convs)
+        scratch, self._codes = self._codes, self._codes + _lines(columns + few_rows.WORD)
+        self.table = np.zeros(len(steps), STEP)
+        parts: list[np.ndarray] = []
+        constants: list[np.ndarray] = []
+        for row, (step, module) in zip(self.table, steps, strict=True):
+            _put_images(row, step, places)
+            row["room"] = scratch
+            if isinstance(step.part, ConvSpec):
+                row["weights"] = sum(part.size for part in parts)
+                row["constants"] = sum(part.shape[1] for part in constants)
+                parts.append(_put_conv(row, module.ready))
+                constants.append(np.stack(module.ready.constants))
+            else:
+                _put_other(row, module)
+        self.weights, self.constants = np.concatenate(parts), np.concatenate(constants, axis=1)
+        self._image, self._logit = net.image_constants, (np.float32(net.logit_scale), np.float32(net.logit_zero))
+
+    def is_of_now(self) -> bool:
+        """Whether the net's constants are those that were copied: neither moved, loaded nor edited since."""
+        return all(buffers[name] is t and t._version == version for buffers, name, t, version in self._made_of)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray | None:
+        """x [N, C, H, W] float32 -> logits [N, classes] float32; None where `images.quantize` denies a number."""
+        n = len(x)
+        logits = np.empty((n, int(self.table[-1]["y_channels"])), np.float32)
+        arrays = self.table, self.weights, self.constants, room.of(np.int8, n, self._codes).reshape(-1)
+        whole = run_images(np.ascontiguousarray(x), self._image, *arrays, *self._logit, logits)
+        return logits if whole else None
+
+
+def most_images(steps: Iterable[Step]) -> int:
+    """Return up to how many images these steps are faster as a program; 0 where one has no loop here."""
+    convs = [part for step in steps if isinstance(part := step.part, ConvSpec)]
+    has_loop = (c.groups == 1 or c.groups == c.in_channels == c.out_channels for c in convs)
+    if not few_rows.is_available() or not all(has_loop):
+        return 0
+    largest = max(c.macs for c in convs)
+    # For one image calls weigh most, so its largest convolution may be beyond what `few_rows` is best at.
+    return min(MAX_IMAGES, few_rows.MAX_MACS // largest) or int(largest <= 2 * few_rows.MAX_MACS)
+
+
+def _lines(size: int) -> int:
+    return -(-size // LINE) * LINE
+
+
+def _put(row: Any, **fields: int) -> None:
+    for name, value in fields.items():
+        row[name] = value
+
+
+def _put_images(row: Any, step: Step, places: dict[str, int]) -> None:
+    first, made = step.takes[0], step.gives
+    _put(row, x=places[step.reads[0]], x_size=first.size, x_channels=first.channels, second=places[step.reads[-1]])
+    _put(row, y=places[step.name], y_size=made.size, y_channels=made.channels)
+
+
+def _put_conv(row: Any, conv: Conv) -> np.ndarray:
+    """Fill a convolution's row; return its weights, as many bytes as whole lines have."""
+    (height, width), (top, left) = conv.kernel, conv.geometry.padding
+    _put(row, height=height, width=width, stride=conv.geometry.stride[0], top=top, left=left)
+    _put(row, x_zero=conv.x_zero, y_zero=conv.y_zero, kind=DEPTHWISE if conv.is_depthwise else CONV)
+    if conv.is_depthwise:
+        weights = conv.taps.view(np.uint8)
+    else:
+        weights = few_rows.packed(conv.weights[0])
+        _put(row, blocks=weights.shape[0], words=weights.shape[1])
+    return np.pad(weights.reshape(-1), (0, _lines(weights.size) - weights.size))
+
+
+def _put_other(row: Any, module: Any) -> None:
+    """Fill the row of a pool or of an addition."""
+    if hasattr(module, "factors"):
+        x_zero, second_zero, y_zero = module.zeros
+        _put(row, kind=ADD, x_zero=x_zero, second_zero=second_zero, y_zero=y_zero, **module.factors._asdict())
+    else:
+        kind = MAX_POOL if module.kind == "max" else AVERAGE_POOL
+        _put(row, kind=kind, height=module.kernel, stride=module.stride, top=module.padding)

@@ -1,0 +1,58 @@
+"""A microcontroller model as a network: int8 codes in float32 tensors from the input to what the head reads."""
+
+from typing import Self
+
+from torch import Tensor, nn
+
+from octo_exp.base.errors import UserError
+from octo_exp.graph.input import McuInput
+from octo_exp.graph.spec import ModelSpec
+from octo_exp.graph.train import chains
+from octo_exp.graph.train.heads import build_head
+from octo_exp.graph.train.modules import McuConv2d, build_layer
+
+
+class McuNet(nn.Module):
+    """x [N, C, H, W] float32 of the spec's size, what the spec's input means -> logits [N, classes].
+
+    mode: a name of `ops.MODES`. head: a name of `heads.HEADS`. quantize_gradient: gradients of the convolutions are
+    rounded to int8 codes and back. `layers` run as one operation before `head`, so no hook of what is inside is called.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, *, num_classes: int, head: str, mode: str, quantize_gradient: bool = False
+    ) -> None:
+        super().__init__()
+        self.spec, self.mode = spec, chains.check_mode(mode)
+        self.options = {"mode": mode, "quantize_gradient": quantize_gradient}
+        self.input = McuInput(spec.input)
+        self.layers = nn.ModuleList(build_layer(layer, **self.options) for layer in spec.layers)
+        self.head = build_head(head, spec.classifier, num_classes, **self.options)
+
+    @classmethod
+    def with_classifier(cls, spec: ModelSpec, *, mode: str) -> Self:
+        """Return the file's whole model, its own classifier included."""
+        return cls(spec, num_classes=spec.classifier.out_channels, head="original", mode=mode)
+
+    @property
+    def convs(self) -> list[McuConv2d]:
+        """Return the quantised convolutions in order of execution, as the spec's; an int8 head is the last."""
+        return [module for module in self.modules() if isinstance(module, McuConv2d)]
+
+    def features(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] -> what the head reads [N, C', H', W'], codes."""
+        channels, size = self.spec.image[:2]
+        if codes.dim() != 4 or codes.shape[1:] != (channels, size, size):
+            raise UserError(
+                f"input must be [N, {channels}, {size}, {size}], got {list(codes.shape)}; resize the images"
+            )
+        steps = [step for layer in self.layers for step in layer.steps]
+        return chains.run_chain(codes, steps, **self.options)
+
+    def classify(self, codes: Tensor) -> Tensor:
+        """codes [N, C, H, W] of the image -> codes of the logits [N, classes]; the head must be an int8 one."""
+        return self.head.codes(self.features(codes)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> logits [N, classes]."""
+        return self.head(self.features(self.input(x))).flatten(1)

@@ -1,0 +1,97 @@
+"""SGD and Adam on int8 networks: gradients scaled (QAS) before the step, weights and biases made integers after it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from octo_exp.graph.train.update.convolutions import UpdatableConv
+from octo_exp.graph.train.update.qas import scale_gradients
+
+# released: float masters, never clamped; the forward pass rounds weights. strict_int8: integers after every step.
+MODES = ("released", "strict_int8")
+WEIGHT_LIMIT = 127
+INT32_MIN = -(2**31)
+# What 2^31 - 1, where an import saturates, is as a float32; a file holds it as 2^31 - 1 again.
+INT32_MAX = 2**31
+
+
+class _UpdateStep(Optimizer):
+    """A step that scales the gradients of `convs` first (`qas`) and rounds them to integers last (`strict_int8`).
+
+    Both belong to the step and not to a hook before it: Lightning computes the gradients inside `step`, by its closure.
+    With accumulated gradients they happen once, on the sum. Parameters outside `convs` (a float head) are stepped
+    plainly.
+    """
+
+    qas: bool
+    strict_int8: bool
+    _convs: Sequence[UpdatableConv]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Run the closure, if any, then the step; return the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.qas:
+            for conv in self._convs:
+                scale_gradients(conv)
+        super().step()
+        if self.strict_int8:
+            for conv in self._convs:
+                make_integer(conv)
+        return loss
+
+
+class UpdateSGD(_UpdateStep, SGD):
+    """SGD with the step of an update."""
+
+    plain = SGD
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        convs: Sequence[UpdatableConv],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        qas: bool,
+        strict_int8: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
+
+
+class UpdateAdam(_UpdateStep, Adam):
+    """Adam with the step of an update; without QAS, for Adam's steps do not follow the scale of a gradient."""
+
+    plain = Adam
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        convs: Sequence[UpdatableConv],
+        lr: float,
+        weight_decay: float,
+        strict_int8: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.qas, self.strict_int8, self._convs = False, strict_int8, convs
+
+
+@torch.no_grad()
+def make_integer(conv: UpdatableConv) -> None:
+    """Round what is trained of a convolution, half to even: weights into [-127, 127], biases into int32."""
+    _round_into(conv.weight, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+    _round_into(conv.bias, INT32_MIN, INT32_MAX)
+
+
+def _round_into(parameter: Tensor, low: int, high: int) -> None:
+    if parameter.requires_grad:
+        parameter.round_().clamp_(low, high)

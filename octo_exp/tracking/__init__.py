@@ -1,3 +1,0 @@
-from octo_exp.tracking.logger import WandbRun, default_mode
-
-__all__ = ["WandbRun", "default_mode"]

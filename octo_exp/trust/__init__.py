@@ -1,7 +1,0 @@
-"""What a config may name: every object is looked at before any of them is called."""
-
-from octo_exp.trust.check import check_targets
-from octo_exp.trust.checkpoints import checkpoint_fault
-from octo_exp.trust.command_line import packages_of, packages_said
-
-__all__ = ["check_targets", "checkpoint_fault", "packages_of", "packages_said"]
