@@ -84,7 +84,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sweeps",
         "octo_exp/base",
         "octo_exp/config",
-        "octo_exp/config/trust",
         "octo_exp/cli",
         "octo_exp/runs/sweep",
         "conf/trainer",
@@ -92,7 +91,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "conf/optim",
     ):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("octo_exp/__init__.py", "octo_exp/base/errors.py", "octo_exp/config/identity.py", "conf/train.yaml"):
+    for name in ("octo_exp/__init__.py", "octo_exp/runs/__init__.py", "conf/train.yaml"):
         shutil.copy(root / name, folder / name)
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from onnx import numpy_helper
 from torch import nn
 
-import octo_exp.export
+import octo_exp.export.onnx
 from octo_exp.base.errors import UserError
 from octo_exp.export.onnx import model as onnx_build
 from octo_exp.export.onnx import qdq, runtime, verify
@@ -268,9 +268,9 @@ def test_a_large_file_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named(missing, monkeypatch, tmp_path):
-    for name in ("onnx_build", "onnx_compare", "onnx_runtime", "onnx_verify"):
-        monkeypatch.delitem(sys.modules, f"octo_exp.export.{name}")
-        monkeypatch.delattr(octo_exp.export, name)
+    for name in ("model", "compare", "runtime", "verify"):
+        monkeypatch.delitem(sys.modules, f"octo_exp.export.onnx.{name}")
+        monkeypatch.delattr(octo_exp.export.onnx, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"needs {missing}, which is not installed; pip install 'octo-exp\[export\]'"):
         qdq.export(graph_of(*small()), tmp_path, "net")
