@@ -1,6 +1,6 @@
 """QuantConv2d and QuantLinear: float masters outside, integer GEMMs inside, one scheme each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
 from octo_exp.nn.eager import eager
-from octo_exp.nn.function import Observer, QuantGemm, cross_term
+from octo_exp.nn.function import Codes, Gemms, QuantGemm, cross_term
 from octo_exp.nn.three_gemms import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
 from octo_exp.quant.qtensor import QTensor
@@ -22,6 +22,8 @@ from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
 
 _WIDTHS = {"fp32": 32, "bf16": 16, "fake": 32}
+# (layer, operand, float tensor, its quantised form): what a probe is called with.
+Observer = Callable[["QuantLayer", str, Tensor, QTensor], None]
 
 
 class QuantLayer(nn.Module):
@@ -150,10 +152,28 @@ class QuantLayer(nn.Module):
         if shifted and self.scheme.output == "int8":
             terms.append(cross_term(xq, wq, code_sums))
         offset = self._sum_offsets(terms)
+        codes = Codes(x=xq, w=wq, slope=slope)
+        operands = self._straight_through("x", x, xq), self._straight_through("w", w, wq), offset
         if not self._is_oracle:
-            return QuantGemm.apply(x, w, offset, self, xq, wq, slope, self.steps)
-        y = self._give_back_error(x, w, QuantGemm.apply(x, w, offset, self, xq, wq, slope, None))
+            return QuantGemm.apply(*operands, self._gemms(self.steps), codes)
+        y = self._give_back_error(x, w, QuantGemm.apply(*operands, self._gemms(None), codes))
         return y if self.steps is None else activate(y, self.steps, self.op.impl)
+
+    def _straight_through(self, operand: str, t: Tensor, q: QTensor | None) -> Tensor:
+        """Put the quantiser's rule for the gradient of t before the GEMM that multiplies its codes."""
+        if q is None or self.scheme.output not in ("fake", "int8"):
+            return t
+        return self.quantizer_of(operand).straight_through(t, q, self.op.channel_dim)
+
+    def _gemms(self, epilogue: Epilogue | None) -> Gemms:
+        quantize = None if self.quantizer_g is None else self.quantize_gradient
+        return Gemms(
+            op=self.op,
+            scheme=self.scheme,
+            epilogue=epilogue,
+            quantizer_w=self.quantizer_w,
+            quantize_gradient=quantize,
+        )
 
     def _sum_offsets(self, terms: list[Tensor]) -> Tensor | None:
         if any(term.dim() > 1 for term in terms):

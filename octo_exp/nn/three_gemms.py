@@ -5,6 +5,7 @@ multiply int8 codes exactly and scale the accumulator; float methods multiply in
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ class GemmOp:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearOp(GemmOp):
     """x [..., I], w [O, I] -> [..., O]; leading dimensions are rows of the GEMM."""
+
+    channel_dim: ClassVar[int] = -1
 
     @staticmethod
     def rows(t: Tensor) -> Tensor:
@@ -106,6 +109,7 @@ class ConvOp(GemmOp):
     """x [N, C, H, W], w [O, C/G, KH, KW] -> [N, O, OH, OW]; tensors are channels-last in memory."""
 
     geometry: ConvGeometry
+    channel_dim: ClassVar[int] = 1
 
     @staticmethod
     def rows(t: Tensor) -> Tensor:

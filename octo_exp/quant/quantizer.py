@@ -11,6 +11,7 @@ from octo_exp.quant.clipping import Clipper, Clipping
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import Statistics, code_limits, finite_or_nan, in_backward, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
+from octo_exp.quant.straight_through import StraightThrough
 
 CHOICES = {
     "granularity": ("tensor", "channel"),
@@ -121,6 +122,16 @@ class Quantizer(nn.Module):
     def may_clip(self) -> bool:
         """Whether the range in use can be narrower than the tensor: then the straight-through gradient needs a mask."""
         return (self.stored and not self.training) or self.spec.range == "hindsight"
+
+    def straight_through(self, t: Tensor, q: QTensor, channel_dim: int) -> Tensor:
+        """t and its quantised form -> t for the GEMM's autograd node, behind the rule by which its gradient passes.
+
+        A weight passes everywhere: what is cut off must find its way back into the range.
+        """
+        if self.operand != "x" or not (self.may_clip and t.requires_grad and torch.is_grad_enabled()):
+            return t
+        passed: Tensor = StraightThrough.apply(t, self.inside(t, q), channel_dim)  # type: ignore[no-untyped-call]
+        return passed
 
     def inside(self, t: Tensor, q: QTensor) -> Tensor:
         """Bool mask of t's elements within the range that produced q: the gradient passes there."""
