@@ -7,9 +7,11 @@ report  size, MACs, cycles and memory, layer by layer, before and after, .csv
 What was not trained as an int8 graph is quantised first, LAC and BatchNorm folded, by calibration.images=256
 calibration.activations=mse|absmax|percentile calibration.percentile= calibration.symmetric=
 calibration.weights_per_channel=. Everything goes to <folder>/export/ unless output= says otherwise, with a manifest
-beside it. A file that does not give the integers of the graph is not kept, and replaces nothing. Nothing is called of
-a package that the run's config names, beside octo_exp's, torch's and lightning's own, without trust=[package]. A wrong
-call ends with code 2, what cannot be exported with 1, what is interrupted with 130; each says so in one line.
+beside it. Files are called verified where something else computed with them, and the manifest's evidence says what and
+on how many images; a report is computed. A file that does not give the integers of the graph is not kept, and replaces
+nothing. Nothing is called of a package that the run's config names, beside octo_exp's, torch's and lightning's own,
+without trust=[package]. A wrong call ends with code 2, what cannot be exported with 1, what is interrupted with 130;
+each says so in one line.
 """
 
 import sys
@@ -30,13 +32,14 @@ _INTERRUPTED = 130
 
 
 def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Write what is asked for, verified; return (where, its manifest, what the format found).
+    """Write what is asked for, verified where its format can be; return (where, its manifest, what the format found).
 
     UserError where it cannot be, also where a calibration is asked for and the run has its graph already.
     """
     # Torchmetrics imports matplotlib.
     settle_matplotlib()
     # They import torch, and take seconds: only once the command line is known to be right.
+    from octo_exp.export.evidence import state_of, written
     from octo_exp.export.publish import manifest, publish
     from octo_exp.export.source import read_run
     from octo_exp.export.subject import comparison, graph_of
@@ -58,15 +61,17 @@ def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     found: dict[str, Any] = {}
 
     def write(folder: Path, name: str) -> dict[str, Any]:
-        found.update(form.export(graph, folder, name))
-        return manifest(graph, request.format, facts | found, folder, f"{name}{form.SUFFIX}")
+        more, evidence = written(form, graph, folder, name)
+        found.update(more)
+        said = {"state": state_of(evidence), "evidence": None if evidence is None else evidence.shown()}
+        return manifest(graph, request.format, facts | said | found, folder, f"{name}{form.SUFFIX}")
 
     return path, publish(path, form.SUFFIX, write), found
 
 
 def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
     """Print what was written and what is known of it."""
-    table = Table(title=f"{path.name}: verified")
+    table = Table(title=f"{path.name}: {content['state']}")
     table.add_column("what")
     table.add_column("value", justify="right")
     images = content["test_images"]
@@ -76,6 +81,8 @@ def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
     table.add_row(f"test accuracy, {run}", f"{content['accuracy_of_run']:.4f}")
     table.add_row("test accuracy, integers", f"{content['accuracy']:.4f}")
     table.add_row(f"test images, class of the {run}'s", f"{same:,} of {images:,}")
+    if (evidence := content["evidence"]) is not None:
+        table.add_row(f"verified by {evidence['by']}", _evidence_text(evidence))
     for key in ("bytes", "parameters", "macs", *found):
         table.add_row(key.replace("_", " "), _text(content[key]))
     console = Console(markup=False)
@@ -88,6 +95,10 @@ def _rows(form: ModuleType, path: Path) -> None:
     if hasattr(form, "table"):
         console = Console(markup=False) if sys.stdout.isatty() else Console(width=120, markup=False)
         console.print(form.table(path))
+
+
+def _evidence_text(evidence: dict[str, Any]) -> str:
+    return f"{evidence['of']} of {evidence['equal']:,} of {evidence['images']:,} images"
 
 
 def _text(value: Any) -> str:

@@ -34,7 +34,7 @@ COLUMNS = ("layer", "makes", "parameters", "macs", *(f"{name}_{when}" for name i
 Row = dict[str, Any]
 
 
-def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
+def write(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
     """Write the table as .csv and its picture as .png; return the totals.
 
     UserError where the profile multiplies no int8, or is too small for a number.

@@ -86,7 +86,7 @@ class QuantLayer(nn.Module):
         if spec is None or not self.scheme.quantized_in(operand):
             return None
         clip = self.scheme.clip if operand == "g" else None
-        return Quantizer(spec, operand=operand, layer=layer, clock=clock, stored=stored, clip=clip, impl=self.op.impl)
+        return spec.build(operand=operand, layer=layer, clock=clock, stored=stored, clip=clip, impl=self.op.impl)
 
     def quantizer_of(self, operand: str) -> Quantizer | None:
         """Return the quantiser of x, w, g or g_scaled; None where that operand stays float."""

@@ -9,6 +9,7 @@ LSQ do.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from octo_exp.base.errors import UserError
 
 FORMS = ("ratio", "gaussian", "learned")
+# Operations for each element, beside quantising: the sums of t and t*t; the error of every code.
+_OPERATIONS = {"ratio": 0, "gaussian": 3, "learned": 4}
 
 
 def ratio_bounds(low: Tensor, high: Tensor, coefficient: float) -> tuple[Tensor, Tensor]:
@@ -53,6 +56,26 @@ def range_log_gradient(t: Tensor, q: Tensor, bound: Tensor, q_max: int) -> Tenso
     return 2 * (error * slope).sum() / (error * error).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
+class Clipper(nn.Module):
+    """What narrows the range of one layer's gradient; `operations`: for each element, beside quantising it."""
+
+    operations: int
+
+    def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
+        """t with range [low, high], one of `numel` elements but for zeros -> (lower, upper) to clip to."""
+        raise NotImplementedError
+
+    def learn(self, t: Tensor, q: Tensor, scale: Tensor, q_max: int) -> None:
+        """See the codes q of t in training; a form without state learns nothing."""
+
+
+class ClipForm(Protocol):
+    """What `quant.clip` names: a frozen dataclass of this room, its fields the form's settings."""
+
+    def build(self) -> Clipper:
+        """Return the clipper of one layer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipping:
     """PRC as a config: its form and the form's hyper-parameters (those of the other forms are ignored)."""
@@ -72,12 +95,12 @@ class Clipping:
         if self.z <= 0 or not 0 < self.rho_init <= 1 or self.learning_rate < 0:
             raise UserError("quant.clip needs z > 0, rho_init in (0, 1] and learning_rate >= 0")
 
-    def build(self) -> "Clipper":
+    def build(self) -> "RangeClipper":
         """Return the stateful clipper of one layer."""
-        return Clipper(self)
+        return RangeClipper(self)
 
 
-class Clipper(nn.Module):
+class RangeClipper(Clipper):
     """One layer's PRC. State (form `learned` only): log rho and last step's absolute maximum, in the checkpoint."""
 
     log_rho: Tensor
@@ -85,13 +108,13 @@ class Clipper(nn.Module):
 
     def __init__(self, spec: Clipping) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.operations = spec, _OPERATIONS[spec.form]
         learned = spec.form == "learned"
         self.register_buffer("log_rho", torch.tensor(math.log(spec.rho_init)), persistent=learned)
         self.register_buffer("last_max", torch.tensor(0.0), persistent=learned)
 
     def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
-        """t with range [low, high], one of `numel` elements but for zeros -> (lower, upper) to clip to."""
+        """Return what the form says, on the sides of 0 that t has."""
         if self.spec.form == "ratio":
             return ratio_bounds(low, high, self.spec.coefficient)
         if self.spec.form == "gaussian":

@@ -1,13 +1,14 @@
 """One operand's quantiser: chooses the range, quantises, keeps the statistics that evaluation needs."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.kernels.fused import quantize
-from octo_exp.quant.clipping import Clipper, Clipping
+from octo_exp.quant.clipping import ClipForm, Clipper
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import Statistics, code_limits, finite_or_nan, in_backward, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
@@ -18,6 +19,10 @@ CHOICES = {
     "rounding": ("nearest", "stochastic"),
     "range": ("dynamic", "hindsight"),
 }
+# Operations for each element: range, scale, round, clamp.
+QUANTIZE_OPS = 4
+# More where noise is drawn: Philox4x32-10 gives four numbers for ten rounds of six operations.
+DRAW_OPS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,10 @@ class OperandSpec:
         if self.granularity == "channel" and self.range == "hindsight":
             raise UserError("granularity=channel needs range=dynamic: the moving average is one range a tensor")
 
+    def build(self, **where: Any) -> "Quantizer":
+        """Return the quantiser of one operand of one layer; `where`: the rest of its arguments."""
+        return Quantizer(self, **where)
+
 
 class Quantizer(nn.Module):
     """float tensor -> QTensor for one operand of one layer; `clip` (PRC) narrows the range first.
@@ -70,7 +79,7 @@ class Quantizer(nn.Module):
         layer: str,
         clock: Clock,
         stored: bool,
-        clip: Clipping | None = None,
+        clip: ClipForm | None = None,
         impl: str = "reference",
     ) -> None:
         super().__init__()
@@ -95,7 +104,7 @@ class Quantizer(nn.Module):
         bounds: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.clipper is not None:
             bounds = low, high = self.clipper.bounds(t, low, high, numel)
-        scale, zero_point = scale_zero_point(low, high, self.spec.bits, symmetric=self.spec.symmetric)
+        scale, zero_point = self.scale_of(low, high)
         seed = None
         if self.spec.rounding == "stochastic" and self.training:
             seed = keyed_seed(self.clock.seed, self.clock.step, self.layer, self.operand)
@@ -103,6 +112,16 @@ class Quantizer(nn.Module):
         if self.clipper is not None and self.training:
             self.clipper.learn(t, values, scale, self.q_max)
         return QTensor(values=values, scale=scale, zero_point=zero_point)
+
+    def scale_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Range -> (scale float32, zero point int32 or None), of its shape; what another quantiser form may change."""
+        return scale_zero_point(low, high, self.spec.bits, symmetric=self.spec.symmetric)
+
+    @property
+    def operations(self) -> int:
+        """Operations for each element that is quantised, clipping and noise with them."""
+        clipped = 0 if self.clipper is None else self.clipper.operations
+        return QUANTIZE_OPS + clipped + (DRAW_OPS if self.spec.rounding == "stochastic" else 0)
 
     def _codes(self, t: Tensor, scale: Tensor, zero_point: Tensor | None, **options: Tensor | int | None) -> Tensor:
         zero = torch.zeros((), device=t.device) if zero_point is None else zero_point

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octo_exp.base.errors import UserError
-from octo_exp.quant.clipping import Clipping
+from octo_exp.quant.clipping import ClipForm
 from octo_exp.quant.compensation import Compensation
 from octo_exp.quant.quantizer import OperandSpec
 
@@ -37,7 +37,7 @@ class Scheme:
     x: OperandSpec | None
     w: OperandSpec | None
     g: OperandSpec | None
-    clip: Clipping | None
+    clip: ClipForm | None
     compensation: Compensation | None
     skip: Sequence[str]
     overrides: Mapping[str, Mapping[str, Any]] | None

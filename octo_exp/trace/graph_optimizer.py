@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from octo_exp.graph.train.modules import McuConv2d
-from octo_exp.graph.train.update import UpdateAdam, UpdateSGD
+from octo_exp.graph.train.update import UpdateStep
 from octo_exp.hw import VectorWork
 from octo_exp.trace.optimizer import OptimizerCost, optimizer_cost
 from octo_exp.trace.recorded import Record
@@ -23,7 +23,7 @@ class UpdateCost(OptimizerCost):
 
 def cost_of(optimizer: Optimizer) -> OptimizerCost:
     """Cost of any optimizer; `UserError` for one that cannot be priced."""
-    if not isinstance(optimizer, UpdateSGD | UpdateAdam):
+    if not isinstance(optimizer, UpdateStep):
         return optimizer_cost(optimizer)
     # Its convolutions bind it to one network; the plain one of the same groups runs on its own.
     plain = optimizer_cost(optimizer.plain([dict(group) for group in optimizer.param_groups]))

@@ -17,8 +17,9 @@ import math
 
 from octo_exp.graph.train.pool import Pool
 from octo_exp.hw import VectorWork
+from octo_exp.quant.quantizer import QUANTIZE_OPS
 from octo_exp.trace.recorded import Kept, Record
-from octo_exp.trace.vector import FLOAT_BYTES, QUANTIZE_OPS
+from octo_exp.trace.vector import FLOAT_BYTES
 
 WEIGHT_OPS = 2
 OUTPUT_OPS = 5

@@ -12,7 +12,7 @@ from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.quant.quantizer import Quantizer
 from octo_exp.trace.recorded import Kept
 from octo_exp.trace.recorder import Recorder
-from octo_exp.trace.vector import CLIP_OPS, DRAW_OPS, FLOAT_BYTES, QUANTIZE_OPS
+from octo_exp.trace.vector import FLOAT_BYTES
 
 
 class _Stand(torch.autograd.Function):
@@ -84,9 +84,7 @@ class Scene:
 
     def quantize(self, role: str, elements: int, quantizer: Quantizer) -> None:
         """Say that a float tensor becomes codes."""
-        each = QUANTIZE_OPS + (0 if quantizer.clipper is None else CLIP_OPS[quantizer.clipper.spec.form])
-        each += DRAW_OPS if quantizer.spec.rounding == "stochastic" else 0
-        self.work(role, "quantize", each * elements, FLOAT_BYTES * elements, elements)
+        self.work(role, "quantize", quantizer.operations * elements, FLOAT_BYTES * elements, elements)
 
     def cast(self, role: str, elements: int) -> None:
         """Say that a float tensor becomes bf16."""

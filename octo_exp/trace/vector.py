@@ -2,7 +2,7 @@
 
 Operations on single elements; the counts per element are this project's own:
 
-    quantize     4: range, scale, round, clamp; reads 4 bytes, writes one; drawn noise and PRC add DRAW_OPS, CLIP_OPS
+    quantize     4: range, scale, round, clamp; reads 4 bytes, writes one; drawn noise and a clip form add their own
     rescale      2 in the forward pass (scale, offset), 1 in the backward passes; of results as they leave the array
     elementwise  1 of each kernel that torch runs, and as many again in the backward pass
     pool, mean   1 for every input element (a comparison or an addition); the backward pass as many
@@ -24,14 +24,9 @@ from octo_exp.trace.gemms import gemms_of, is_unfolded, trained_weights
 from octo_exp.trace.optimizer import OptimizerCost
 from octo_exp.trace.recorded import Call, Event, Record
 
-QUANTIZE_OPS = 4
 RESCALE_OPS = 2
 NORM_OPS, NORM_BACKWARD_OPS = 4, 8
 FLOAT_BYTES = 4
-# More for each element that is quantised: Philox4x32-10 gives four numbers for ten rounds of six operations; PRC's
-# gaussian sums the tensor and its square, its learned range the error of every code.
-DRAW_OPS = 15
-CLIP_OPS = {"ratio": 0, "gaussian": 3, "learned": 4}
 _REDUCTIONS = ("mean", "sum")
 
 

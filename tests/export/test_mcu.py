@@ -161,7 +161,7 @@ def test_what_counts_as_integers(strict):
     [
         ([], 2, "format= is missing"),
         (["format=mcu"], 2, "run= is missing"),
-        (["format=tar", "run=x"], 2, "format=tar is unknown; choose one of mcu, onnx, c, text, report"),
+        (["format=tar", "run=x"], 2, "format=tar is unknown; choose one of c, mcu, onnx, report, text"),
         (["format=mcu", "run=x", "speed=9"], 2, "'speed=9' is not understood"),
         (["format=mcu", "run=/nowhere"], 2, "the folder holds no config.yaml"),
         # Before the run is read.

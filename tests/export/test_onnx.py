@@ -22,6 +22,7 @@ from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers import IntegerNet
 from octo_exp.graph.operations import INPUT, steps_of
 from octo_exp.graph.spec import ConvSpec, Image, InputSpec, ModelSpec, PoolSpec, ResidualSpec
+from tests.export.helpers import exported
 from tests.export.onnx_helpers import SETTINGS, Residual, graph_of, graphs, images_of
 from tests.graph.calibrate.helpers import settled, shipped
 from tests.graph.helpers import conv_spec, model_file, pool_spec, tiny_model, tiny_resnet
@@ -60,7 +61,7 @@ def check_rate(found):
 @pytest.mark.parametrize("name", ["lenet5", "resnet20", "mobilenet_v2"])
 def test_a_network_of_the_project(name, tmp_path):
     spec, images = quantized(name)
-    facts = qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
+    facts = exported(qdq, graph_of(spec, images[:16]), tmp_path, "net")
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     convs = (*spec.convs, spec.classifier)
     integer = facts["integer_operators"]
@@ -76,7 +77,7 @@ def test_a_network_of_the_project(name, tmp_path):
 
 def test_what_the_file_holds(tmp_path):
     spec, images = small()
-    qdq.export(graph_of(spec, images), tmp_path, "net")
+    exported(qdq, graph_of(spec, images), tmp_path, "net")
     model = onnx.load(tmp_path / "net.onnx")
     assert (model.producer_name, model.producer_version) == ("octo-exp", octo_exp.__version__)
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -216,7 +217,7 @@ def test_a_wrong_step_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnx_build._Emitter, "constant", constant)
     with pytest.raises(UserError, match=r"does not verify in onnxruntime: .* outputs differ, in .* nothing is kept"):
-        qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
+        exported(qdq, graph_of(spec, images[:16]), tmp_path, "net")
 
 
 def test_a_max_pool_that_is_not_exact_is_refused(monkeypatch, tmp_path):
@@ -225,7 +226,7 @@ def test_a_max_pool_that_is_not_exact_is_refused(monkeypatch, tmp_path):
     planted = Differences(outputs=1, different=1, largest=1)
     monkeypatch.setattr(verify, "compare_steps", lambda *given: real(*given) | {"layer1": planted})
     with pytest.raises(UserError, match="layer1, a max pool, must be exact"):
-        qdq.export(graph_of(spec, images[:16]), tmp_path, "net")
+        exported(qdq, graph_of(spec, images[:16]), tmp_path, "net")
 
 
 def test_a_file_that_is_another_model_is_refused(tmp_path):
@@ -263,7 +264,7 @@ def test_a_large_file_is_refused(monkeypatch, tmp_path):
     spec, images = small()
     monkeypatch.setattr(verify, "STEP_BYTES", 0)
     with pytest.raises(UserError, match=r"net.onnx is too large: .* of its float32 parameters"):
-        qdq.export(graph_of(spec, images[:4]), tmp_path, "net")
+        exported(qdq, graph_of(spec, images[:4]), tmp_path, "net")
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
@@ -273,11 +274,11 @@ def test_a_missing_package_is_named(missing, monkeypatch, tmp_path):
         monkeypatch.delattr(octo_exp.export.onnx, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"needs {missing}, which is not installed; pip install 'octo-exp\[export\]'"):
-        qdq.export(graph_of(*small()), tmp_path, "net")
+        exported(qdq, graph_of(*small()), tmp_path, "net")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_version_is_in_the_manifest(tmp_path):
     spec, images = small()
-    facts = qdq.export(graph_of(spec, images[:8]), tmp_path, "net")
+    facts = exported(qdq, graph_of(spec, images[:8]), tmp_path, "net")
     assert facts["onnxruntime"] == onnxruntime.__version__

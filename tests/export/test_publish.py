@@ -257,7 +257,8 @@ def test_the_manifest_names_every_file(tmp_path):
 def test_every_format_has_what_a_format_needs(name):
     form = module_of(name)
     assert form.SUFFIX == "" or form.SUFFIX.startswith(".")
-    assert callable(form.export)
+    assert callable(form.write)
+    assert callable(getattr(form, "verify", form.write))
 
 
 @pytest.mark.parametrize(

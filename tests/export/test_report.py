@@ -11,6 +11,7 @@ from octo_exp.export import report
 from octo_exp.export.request import profile_of
 from octo_exp.hw import training_step_cost
 from octo_exp.trace.inference import inference_workload
+from tests.export.helpers import exported
 from tests.trace.test_inference import small
 
 
@@ -40,7 +41,7 @@ def test_a_machine_of_integers_alone_has_no_price_for_floats(tmp_path):
     sources = {key: v for key, v in profile.sources.items() if key not in ("fp32_macs_per_pe_cycle", "vector_lanes")}
     profile = replace(profile, fp32_macs_per_pe_cycle=None, vector_lanes=None, sources=sources)
     graph = SimpleNamespace(spec=small(), profile=profile)
-    facts = report.export(graph, tmp_path, "net")
+    facts = exported(report, graph, tmp_path, "net")
     assert facts["cycles_before"] is None
     assert facts["cycles_ratio"] is None
     assert facts["cycles_after"] > 0
@@ -48,7 +49,7 @@ def test_a_machine_of_integers_alone_has_no_price_for_floats(tmp_path):
 
 def test_the_files_hold_the_rows_and_the_picture(tmp_path):
     graph = SimpleNamespace(spec=small(), profile=None)
-    facts = report.export(graph, tmp_path, "net")
+    facts = exported(report, graph, tmp_path, "net")
     assert facts["profile"] == report.DEFAULT_PROFILE
     assert facts["memory_ratio"] == 0.25
     with (tmp_path / "net.csv").open() as file:

@@ -12,10 +12,11 @@ from octo_exp.base.errors import UserError
 from octo_exp.export.text import run_numpy, text
 from octo_exp.export.text.grammar import rows_of
 from octo_exp.export.text.read import read_text
-from octo_exp.export.text.text import export, write_text
+from octo_exp.export.text.text import write_text
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers.bounds import within_int32
 from octo_exp.graph.spec import ConvSpec, Image, InputSpec, ModelSpec
+from tests.export.helpers import exported
 from tests.export.text_helpers import FakeGraph, contents, odd_model, quantized, random_codes
 from tests.graph.helpers import model_file, pool_spec, same, tiny_model, tiny_resnet
 from tests.graph.random_models import random_model
@@ -129,8 +130,8 @@ def test_any_scale_is_read_as_it_was(scale):
 @pytest.mark.parametrize("name", ["lenet5", "resnet20", "mobilenet_v2", "grouped"])
 def test_quantised_networks_are_exported(name, tmp_path):
     spec = quantized(name)
-    facts = export(FakeGraph(spec, images=12), tmp_path, "net")
-    assert facts == {"verified_images": 12}
+    facts = exported(text, FakeGraph(spec, images=12), tmp_path, "net")
+    assert facts == {"images": 12}
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
     assert same(read_text(tmp_path / "net"), spec)
 
@@ -143,18 +144,18 @@ def test_the_verification_is_bounded_by_work(macs, images, tmp_path, monkeypatch
     seen = []
     classify = run_numpy.classify
     monkeypatch.setattr(run_numpy, "classify", lambda net, x: seen.append(len(x)) or classify(net, x))
-    assert export(FakeGraph(spec), tmp_path, "net") == {"verified_images": images}
+    assert exported(text, FakeGraph(spec), tmp_path, "net") == {"images": images}
     assert sum(seen) == images
 
 
 def test_at_most_a_thousand_images(tmp_path):
-    assert export(FakeGraph(smallest(), images=1030, batch=400), tmp_path, "net") == {"verified_images": 1000}
+    assert exported(text, FakeGraph(smallest(), images=1030, batch=400), tmp_path, "net") == {"images": 1000}
 
 
 def test_another_graph_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "read_text", lambda folder: tiny_model(seed=1))
     with pytest.raises(UserError, match="net does not verify: read back, it is another graph"):
-        export(FakeGraph(tiny_model()), tmp_path, "net")
+        exported(text, FakeGraph(tiny_model()), tmp_path, "net")
 
 
 @pytest.mark.parametrize("image", [0, 39])
@@ -169,12 +170,12 @@ def test_other_logits_are_refused(image, tmp_path, monkeypatch):
         return codes
 
     monkeypatch.setattr(run_numpy, "classify", shaken)
-    with pytest.raises(UserError, match="net does not verify: computed from its files, logits differ"):
-        export(FakeGraph(tiny_model()), tmp_path, "net")
+    with pytest.raises(UserError, match="net does not verify: 1 of 40 images have other logits"):
+        exported(text, FakeGraph(tiny_model()), tmp_path, "net")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_released_models(name, tmp_path):
     spec = within_int32(read_model(model_file(name)))
-    assert export(FakeGraph(spec, images=20), tmp_path, name) == {"verified_images": 20}
+    assert exported(text, FakeGraph(spec, images=20), tmp_path, name) == {"images": 20}

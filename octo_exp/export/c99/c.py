@@ -11,6 +11,7 @@ from octo_exp.export.c99.arena import arena_of
 from octo_exp.export.c99.code import Code, header_file, identifier
 from octo_exp.export.c99.titles import sizes_of, title_of
 from octo_exp.export.c99.verify import compiler, logits_of, version_of
+from octo_exp.export.evidence import Evidence
 from octo_exp.export.subject import Graph
 
 SUFFIX = ".c"
@@ -20,17 +21,17 @@ _IMAGES = 100
 _LIMIT_BYTES = 2**31 - 1
 
 
-def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
-    """Write `name`.c and its header into the folder; compiled, they must give the graph's logits on 100 test images.
+def write(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
+    """Write `name`.c and its header into the folder; return the bytes that they take.
 
     Raises:
-        UserError: more memory than the profile's SRAM, an array of 2 GiB, no compiler, a file that does not verify.
+        UserError: more memory than the profile's SRAM, an array of 2 GiB, no compiler to verify with.
 
     """
     code = Code(name=identifier(name), net=graph.net, arena=arena_of(graph.net.spec))
     _check_indices(code)
     sram_bytes = _check_sram(graph, code)
-    found = version_of(compiler())
+    compiler()
     source, header = folder / f"{name}{SUFFIX}", folder / header_file(name)
     header.write_text(code.header())
     source.write_text(code.source(header.name))
@@ -40,8 +41,6 @@ def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
         "logits_bytes": code.logits_bytes,
         "weight_bytes": code.weight_bytes,
         "sram_bytes": sram_bytes,
-        "compiler": found,
-        "verified_images": _verify(graph, code, source, header),
     }
 
 
@@ -80,15 +79,11 @@ def _images(graph: Graph) -> Tensor:
     return torch.cat(parts)
 
 
-def _verify(graph: Graph, code: Code, source: Path, header: Path) -> int:
-    """Return how many images the compiled file answered as the graph does; UserError where one differs."""
-    codes = _images(graph)
+def verify(graph: Graph, folder: Path, name: str) -> Evidence:
+    """Compile the file and run it on 100 test images; UserError where that fails."""
+    by, codes = version_of(compiler()), _images(graph)
     expected = graph.net.classify(codes)
-    found = logits_of(source, header, code.name, codes, expected.shape[1])
-    wrong = int((found != expected).any(1).sum())
-    if wrong:
-        raise UserError(
-            f"{source.name} does not verify: {wrong} of {len(codes)} images have other logits than the graph; "
-            "set CC to another compiler"
-        )
-    return len(codes)
+    source, header = folder / f"{name}{SUFFIX}", folder / header_file(name)
+    found = logits_of(source, header, identifier(name), codes, expected.shape[1])
+    equal = int((found == expected).all(1).sum())
+    return Evidence(images=len(codes), equal=equal, by=by, remedy="set CC to another compiler")

@@ -5,7 +5,7 @@ below 2^24, additions nearly always. The budget of 1e-5 holds for a graph's outp
 their operations otherwise. A code that differs changes what comes after it, so whole graphs are compared by answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from octo_exp.base.errors import FailedError, UserError
+from octo_exp.export.evidence import Evidence
 from octo_exp.export.onnx import runtime
 from octo_exp.export.onnx.compare import Differences, compare_steps
 from octo_exp.export.onnx.model import OUTPUT, build
@@ -36,16 +37,12 @@ MAX_SIZE = 0.3
 CHANNEL_BYTES, STEP_BYTES = 8, 384
 
 
-def verify(graph: Graph, path: Path) -> dict[str, Any]:
-    """Return what the manifest says of a file; UserError with the figures where it is not the integer path's."""
+def verify(graph: Graph, path: Path) -> Evidence:
+    """Return what onnxruntime gives; UserError with the figures where it is not the integer path's."""
     if onnx.load(path) != build(graph.spec):
         raise FailedError(f"{path.name} does not verify: read back, it is another model; nothing is kept")
-    return {
-        "onnxruntime": onnxruntime.__version__,
-        **_size(graph.spec, path),
-        **_steps(graph, path.name),
-        **_answers(graph, path),
-    }
+    facts = {"onnxruntime": onnxruntime.__version__, **_size(graph.spec, path), **_steps(graph, path.name)}
+    return _answers(graph, path, facts)
 
 
 def _refuse(name: str, what: str) -> UserError:
@@ -91,7 +88,7 @@ def _images(graph: Graph) -> Iterator[Tensor]:
             return
 
 
-def _answers(graph: Graph, path: Path) -> dict[str, Any]:
+def _answers(graph: Graph, path: Path, facts: Mapping[str, Any]) -> Evidence:
     """The whole test set: what the file answers, and the operators that onnxruntime makes of it."""
     with TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
@@ -106,14 +103,18 @@ def _answers(graph: Graph, path: Path) -> dict[str, Any]:
         right += int((theirs == labels).sum())
         right_before += int((ours == labels).sum())
     # Of few test images one is more than the budget.
-    if images - same > max(1, (1 - MIN_SAME_CLASS) * images):
+    allowed = max(1, int((1 - MIN_SAME_CLASS) * images))
+    if images - same > allowed:
         raise _refuse(path.name, f"{same:,} of {images:,} test images get the integer path's class, not 99.5 %")
     if abs(right - right_before) > max(1, MAX_ACCURACY_CHANGE * images):
         change = f"{right / images:.4f} where the integer path has {right_before / images:.4f}"
         raise _refuse(path.name, f"its accuracy on the test images is {change}")
-    return {
+    facts = {
+        **facts,
         "integer_operators": {kind: operators[kind] for kind in runtime.INTEGER if operators[kind]},
         "float_operators": {kind: operators[kind] for kind in runtime.FLOAT if operators[kind]},
         "same_class_in_onnxruntime": same / images,
         "accuracy_in_onnxruntime": right / images,
     }
+    by = f"onnxruntime {onnxruntime.__version__}"
+    return Evidence(images=images, equal=same, of="classes", by=by, allowed=allowed, facts=facts)

@@ -71,6 +71,7 @@ import torch
 
 from octo_exp.base.errors import FailedError
 from octo_exp.base.files import expanded
+from octo_exp.export.evidence import Evidence
 from octo_exp.export.subject import Graph
 from octo_exp.export.text import run_numpy
 from octo_exp.export.text.grammar import GRAPH, KEYS, SCALE_KEYS, WEIGHTS, files_of, pairs, rows_of
@@ -79,7 +80,7 @@ from octo_exp.graph.integers.fixed import conv_factors
 from octo_exp.graph.operations import steps_of
 from octo_exp.graph.spec import ConvSpec, ModelSpec
 
-__all__ = ["SUFFIX", "export", "read_text", "write_text"]
+__all__ = ["SUFFIX", "read_text", "verify", "write", "write_text"]
 
 SUFFIX = ""
 # Images that the verification computes: as many as take this many multiply-adds, within these bounds.
@@ -87,18 +88,33 @@ VERIFY_MACS = 5 * 10**9
 MIN_IMAGES, MAX_IMAGES = 10, 1000
 
 
-def export(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
-    """Write the folder `name`; what is read back must be the graph, and `text_numpy` must give its codes of logits.
+def write(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
+    """Write the folder `name`."""
+    write_text(graph.spec, folder / name)
+    return {}
+
+
+@torch.no_grad()
+def verify(graph: Graph, folder: Path, name: str) -> Evidence:
+    """Compare what is read back with the graph, and the codes of logits that `text_numpy` gives with the graph's.
 
     Raises:
-        UserError: a folder that does not verify.
+        UserError: a folder that holds another graph.
 
     """
     path = folder / name
-    write_text(graph.spec, path)
     if not _equal(read_text(path), graph.spec):
         raise FailedError(f"{name} does not verify: read back, it is another graph; nothing is kept")
-    return {"verified_images": _verify(graph, path)}
+    macs = graph.spec.macs + graph.spec.classifier.macs
+    wanted = min(max(VERIFY_MACS // macs, MIN_IMAGES), MAX_IMAGES)
+    net, done, equal = run_numpy.load(path), 0, 0
+    for x, _ in graph.batches():
+        codes = graph.net.codes_of(x[: wanted - done])
+        same = run_numpy.classify(net, codes.numpy()) == graph.net.classify(codes).numpy()
+        done, equal = done + len(codes), equal + int(same.all(1).sum())
+        if done == wanted:
+            break
+    return Evidence(images=done, equal=equal, by=f"numpy {np.__version__}")
 
 
 def write_text(spec: ModelSpec, folder: str | Path) -> None:
@@ -144,19 +160,3 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)
     return bool(a == b)
-
-
-@torch.no_grad()
-def _verify(graph: Graph, path: Path) -> int:
-    """Return how many test images gave the same codes of logits."""
-    macs = graph.spec.macs + graph.spec.classifier.macs
-    wanted = min(max(VERIFY_MACS // macs, MIN_IMAGES), MAX_IMAGES)
-    net, done = run_numpy.load(path), 0
-    for x, _ in graph.batches():
-        codes = graph.net.codes_of(x[: wanted - done])
-        if not np.array_equal(run_numpy.classify(net, codes.numpy()), graph.net.classify(codes).numpy()):
-            raise FailedError(f"{path.name} does not verify: computed from its files, logits differ; nothing is kept")
-        done += len(codes)
-        if done == wanted:
-            break
-    return done

@@ -1,7 +1,7 @@
 """SGD and Adam on int8 networks: gradients scaled (QAS) before the step, weights and biases made integers after it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,14 +18,17 @@ INT32_MIN = -(2**31)
 INT32_MAX = 2**31
 
 
-class _UpdateStep(Optimizer):
+class UpdateStep(Optimizer):
     """A step that scales the gradients of `convs` first (`qas`) and rounds them to integers last (`strict_int8`).
 
     Both belong to the step and not to a hook before it: Lightning computes the gradients inside `step`, by its closure.
     With accumulated gradients they happen once, on the sum. Parameters outside `convs` (a float head) are stepped
     plainly.
+
+    plain: the optimizer without all this, which the cost model runs on a small parameter.
     """
 
+    plain: ClassVar[type[Optimizer]]
     qas: bool
     strict_int8: bool
     _convs: Sequence[UpdatableConv]
@@ -47,7 +50,7 @@ class _UpdateStep(Optimizer):
         return loss
 
 
-class UpdateSGD(_UpdateStep, SGD):
+class UpdateSGD(UpdateStep, SGD):
     """SGD with the step of an update."""
 
     plain = SGD
@@ -67,7 +70,7 @@ class UpdateSGD(_UpdateStep, SGD):
         self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
 
 
-class UpdateAdam(_UpdateStep, Adam):
+class UpdateAdam(UpdateStep, Adam):
     """Adam with the step of an update; without QAS, for Adam's steps do not follow the scale of a gradient."""
 
     plain = Adam

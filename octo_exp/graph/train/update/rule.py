@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.train.update.convolutions import LayerShape, UpdatableNet, backbone, head_inputs
 from octo_exp.graph.train.update.extra_memory import UpdateMemory, update_memory
-from octo_exp.graph.train.update.optimizers import MODES, UpdateAdam, UpdateSGD
+from octo_exp.graph.train.update.optimizers import MODES, UpdateAdam, UpdateSGD, UpdateStep
 from octo_exp.graph.train.update.selection import SparseUpdate
 
 # name -> (QAS, momentum)
@@ -33,6 +33,9 @@ class UpdateRule:
     search: how, a `search.SearchSettings`; whoever builds the rule searches.
     """
 
+    # Those that a rule can build; a rule of another file has its own.
+    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+
     sparse: SparseUpdate
     optimizer: str
     mode: str
@@ -43,8 +46,8 @@ class UpdateRule:
 
     def __post_init__(self) -> None:
         """Refuse unknown names and negative rates."""
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"update.optimizer={self.optimizer}; choose one of {', '.join(OPTIMIZERS)}")
+        if self.optimizer not in self.optimizers:
+            raise UserError(f"update.optimizer={self.optimizer}; choose one of {', '.join(self.optimizers)}")
         if self.mode not in MODES:
             raise UserError(f"update.mode={self.mode}; choose one of {', '.join(MODES)}")
         for name in ("lr", "weight_decay"):
@@ -80,7 +83,7 @@ class UpdateRule:
         biases = [parameter for parameter in trained if parameter.dim() == 1]
         return [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
 
-    def build_optimizer(self, net: UpdatableNet, groups: Iterable[dict[str, Any]]) -> UpdateSGD | UpdateAdam:
+    def build_optimizer(self, net: UpdatableNet, groups: Iterable[dict[str, Any]]) -> UpdateStep:
         """Return the optimizer of `parameter_groups(net)`."""
         convs, strict = list(net.convs), self.mode == "strict_int8"
         if self.optimizer == ADAM:
