@@ -13,7 +13,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.facade import kernels_for, resolve
 from octo_exp.nn.convert import compensation_penalty, convert
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.quant.quantizer import Quantizer
+from octo_exp.quant.operand import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 

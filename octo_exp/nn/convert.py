@@ -13,6 +13,7 @@ from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import fuse
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.nn.select import CONVERTERS, Selection, select
+from octo_exp.quant.operand import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
@@ -152,11 +153,13 @@ def compensation_penalty(net: nn.Module) -> Tensor | None:
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, object]]:
-    """Optimizer groups: the net's own parameters, then LAC's, at their own learning rate and without weight decay."""
+    """Optimizer groups: the net's own parameters, then LAC's at its own rate and what quantisers learn, without decay."""
     by_rate: dict[float, list[nn.Parameter]] = {}
     for module in net.modules():
         if isinstance(module, QuantLayer) and module.compensator is not None:
             by_rate.setdefault(module.compensator.spec.learning_rate, []).extend(module.compensator.parameters())
-    special = {id(p) for group in by_rate.values() for p in group}
+    learned = [p for module in net.modules() if isinstance(module, Quantizer) for p in module.parameters()]
+    special = {id(p) for group in (*by_rate.values(), learned) for p in group}
     groups: list[dict[str, object]] = [{"params": [p for p in net.parameters() if id(p) not in special]}]
-    return groups + [{"params": ps, "lr": rate, "weight_decay": 0.0} for rate, ps in by_rate.items()]
+    groups += [{"params": ps, "lr": rate, "weight_decay": 0.0} for rate, ps in by_rate.items()]
+    return groups + ([{"params": learned, "weight_decay": 0.0}] if learned else [])

@@ -16,8 +16,8 @@ from octo_exp.nn.eager import eager
 from octo_exp.nn.function import Codes, Gemms, QuantGemm, cross_term
 from octo_exp.nn.three_gemms import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
+from octo_exp.quant.operand import Quantizer
 from octo_exp.quant.qtensor import QTensor
-from octo_exp.quant.quantizer import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
 
@@ -69,9 +69,11 @@ class QuantLayer(nn.Module):
         self.observer: Observer | None = None
         # Whether a batch has passed through; a net may read the weights past the layer.
         self.ran = False
-        common: dict[str, Any] = {"layer": name, "clock": clock}
+        # Not the weight's own shape: a parametrised weight is computed whenever it is read.
+        channels = (self.outputs, *[1] * (3 if isinstance(self, nn.Conv2d) else 1))
+        common: dict[str, Any] = {"layer": name, "clock": clock, "impl": op.impl}
         self.quantizer_x = self._quantizer("x", stored=True, **common)
-        self.quantizer_w = self._quantizer("w", stored=False, **common)
+        self.quantizer_w = self._quantizer("w", stored=False, channels=channels, **common)
         self.quantizer_g = self._quantizer("g", stored=False, **common)
         # grad_input quantises g times the weight's per-channel scale: another tensor, so another state.
         scaled = scheme.w is not None and scheme.w.granularity == "channel" and self.quantizer_g is not None
@@ -81,12 +83,12 @@ class QuantLayer(nn.Module):
             self.quantizer_g_scaled.operand = "g_scaled"
         self.compensator = self._compensator(output_shape)
 
-    def _quantizer(self, operand: str, *, layer: str, clock: Clock, stored: bool) -> Quantizer | None:
+    def _quantizer(self, operand: str, **where: Any) -> Quantizer | None:
         spec = self.scheme.operand(operand)
         if spec is None or not self.scheme.quantized_in(operand):
             return None
         clip = self.scheme.clip if operand == "g" else None
-        return spec.build(operand=operand, layer=layer, clock=clock, stored=stored, clip=clip, impl=self.op.impl)
+        return spec.build(operand=operand, clip=clip, **where)
 
     def quantizer_of(self, operand: str) -> Quantizer | None:
         """Return the quantiser of x, w, g or g_scaled; None where that operand stays float."""

@@ -1,42 +1,31 @@
-"""One operand's quantiser: chooses the range, quantises, keeps the statistics that evaluation needs."""
+"""Ranges from the tensor itself or from a moving average: the quantiser of every scheme that learns no range."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.fused import quantize
-from octo_exp.quant.clipping import ClipForm, Clipper
+from octo_exp.quant.operand import OperandForm, Quantizer
 from octo_exp.quant.qtensor import QTensor
-from octo_exp.quant.ranges import Statistics, code_limits, finite_or_nan, in_backward, scale_zero_point, tensor_range
-from octo_exp.quant.rounding import Clock, keyed_seed
+from octo_exp.quant.ranges import Statistics, finite_or_nan, in_backward, scale_zero_point, tensor_range
+from octo_exp.quant.rounding import keyed_seed
 from octo_exp.quant.straight_through import StraightThrough
 
-CHOICES = {
-    "granularity": ("tensor", "channel"),
-    "rounding": ("nearest", "stochastic"),
-    "range": ("dynamic", "hindsight"),
-}
-# Operations for each element: range, scale, round, clamp.
-QUANTIZE_OPS = 4
-# More where noise is drawn: Philox4x32-10 gives four numbers for ten rounds of six operations.
+CHOICES = {"rounding": ("nearest", "stochastic"), "range": ("dynamic", "hindsight")}
+# More operations for each element where noise is drawn: Philox4x32-10 gives four numbers for ten rounds of six.
 DRAW_OPS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperandSpec:
-    """How one operand (x, w or g) is quantised.
+class OperandSpec(OperandForm):
+    """A range of minimum and maximum.
 
-    bits: 2 to 8, stored as int8. granularity: one scale a tensor, or one an output channel (w only).
     range: `dynamic` takes this tensor's own minimum and maximum, `hindsight` the moving average of the steps before
     (one pass over the tensor). momentum: of that average, which is also the stored range that evaluation uses.
     """
 
-    bits: int
-    symmetric: bool
-    granularity: str
     rounding: str
     range: str
     momentum: float
@@ -46,60 +35,39 @@ class OperandSpec:
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise UserError(f"{key}={getattr(self, key)!r} is unknown; choose one of {', '.join(choices)}")
-        if type(self.bits) is not int or not 2 <= self.bits <= 8:
-            raise UserError(f"bits must be 2 to 8 (codes are stored as int8), got {self.bits!r}")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
-        if self.granularity == "channel" and not self.symmetric:
-            raise UserError("granularity=channel needs symmetric=true: a zero point a channel has no integer GEMM")
+        # Not super(): a dataclass with slots is made anew.
+        OperandForm.__post_init__(self)
         if self.granularity == "channel" and self.range == "hindsight":
             raise UserError("granularity=channel needs range=dynamic: the moving average is one range a tensor")
 
-    def build(self, **where: Any) -> "Quantizer":
-        """Return the quantiser of one operand of one layer; `where`: the rest of its arguments."""
-        return Quantizer(self, **where)
+    def build(self, **where: Any) -> "RangeQuantizer":
+        """Return the quantiser of one operand of one layer; `where`: see `OperandForm.build`."""
+        return RangeQuantizer(self, **where)
 
 
-class Quantizer(nn.Module):
-    """float tensor -> QTensor for one operand of one layer; `clip` (PRC) narrows the range first.
+class RangeQuantizer(Quantizer):
+    """Quantises by minimum and maximum.
 
     Training uses dynamic or hindsight ranges, evaluation the stored ones, so that a prediction does not depend on its
     batch. Only activations (`stored=True`) have a stored range: weights are their own, gradients see no evaluation.
     """
 
+    spec: OperandSpec
     low: Tensor
     high: Tensor
-    count: Tensor
 
-    def __init__(
-        self,
-        spec: OperandSpec,
-        *,
-        operand: str,
-        layer: str,
-        clock: Clock,
-        stored: bool,
-        clip: ClipForm | None = None,
-        impl: str = "reference",
-    ) -> None:
-        super().__init__()
-        self.spec, self.operand, self.layer, self.clock, self.stored = spec, operand, layer, clock, stored
-        self.impl = impl
-        self.channel_dim = 0 if spec.granularity == "channel" else None
-        self.q_min, self.q_max = code_limits(spec.bits, symmetric=spec.symmetric)
-        self.tracks = stored or spec.range == "hindsight"
+    def __init__(self, spec: OperandSpec, **where: Any) -> None:
+        super().__init__(spec, **where)
+        self.tracks = self.stored or spec.range == "hindsight"
         for name in ("low", "high", "count"):
             self.register_buffer(name, torch.tensor(0.0), persistent=self.tracks)
-        self.clipper: Clipper | None = None if clip is None else clip.build()
         # The moving average that the last pass used: the pass that checkpointing computes again uses it too.
         self._used: tuple[Tensor, Tensor] | None = None
 
     def forward(self, t: Tensor, numel: int | None = None, *, step: Tensor | None = None) -> QTensor:
-        """Quantise t (float32) to int8 codes; raises UserError where evaluation finds no stored range.
-
-        numel: the elements that t stands for, where it leaves out zeros (a pooled gradient); t.numel() if None.
-        step: a scalar that is finite where the step is, as far as is known; else nothing of t is stored.
-        """
+        """Quantise t by its range, clipped where a form says so."""
         low, high = self._range(t, step)
         bounds: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.clipper is not None:
@@ -120,22 +88,12 @@ class Quantizer(nn.Module):
     @property
     def operations(self) -> int:
         """Operations for each element that is quantised, clipping and noise with them."""
-        clipped = 0 if self.clipper is None else self.clipper.operations
-        return QUANTIZE_OPS + clipped + (DRAW_OPS if self.spec.rounding == "stochastic" else 0)
-
-    def _codes(self, t: Tensor, scale: Tensor, zero_point: Tensor | None, **options: Tensor | int | None) -> Tensor:
-        zero = torch.zeros((), device=t.device) if zero_point is None else zero_point
-        return quantize(t, scale, zero, q_min=self.q_min, q_max=self.q_max, impl=self.impl, **options)
+        return super().operations + (DRAW_OPS if self.spec.rounding == "stochastic" else 0)
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether `again` gives the same codes: the range is that of the scale alone, and no noise is drawn."""
-        return self.clipper is None and not (self.spec.rounding == "stochastic" and self.training)
-
-    def again(self, t: Tensor, scale: Tensor) -> QTensor:
-        """Quantise t symmetrically with a scale of before; codes (int8) are taken as they are."""
-        values = t if t.dtype == torch.int8 else self._codes(t, scale, None)
-        return QTensor(values=values, scale=scale)
+        """Whether no noise is drawn, nor a range clipped."""
+        return super().is_repeatable and not (self.spec.rounding == "stochastic" and self.training)
 
     @property
     def may_clip(self) -> bool:
@@ -163,10 +121,7 @@ class Quantizer(nn.Module):
         statistics = Statistics(self.low, self.high, self.count)
         if self.stored and not self.training:
             if not bool(self.count > 0):
-                raise UserError(
-                    f"layer {self.layer!r} has no stored range for operand {self.operand}: train it for at least one "
-                    "step, or load a checkpoint of a quantised run"
-                )
+                raise self._unseen()
             return self.low, self.high
         low, high = tensor_range(t.detach(), self.channel_dim)
         if not self.tracks or not self.training:

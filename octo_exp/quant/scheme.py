@@ -8,7 +8,7 @@ from typing import Any
 from octo_exp.base.errors import UserError
 from octo_exp.quant.clipping import ClipForm
 from octo_exp.quant.compensation import Compensation
-from octo_exp.quant.quantizer import OperandSpec
+from octo_exp.quant.operand import OperandForm
 
 ROLES = ("output", "grad_input", "grad_weight")
 PRECISIONS = ("fp32", "bf16", "fake", "int8")
@@ -34,9 +34,9 @@ class Scheme:
     output: str
     grad_input: str
     grad_weight: str
-    x: OperandSpec | None
-    w: OperandSpec | None
-    g: OperandSpec | None
+    x: OperandForm | None
+    w: OperandForm | None
+    g: OperandForm | None
     clip: ClipForm | None
     compensation: Compensation | None
     skip: Sequence[str]
@@ -58,6 +58,15 @@ class Scheme:
             missing = [o for o in ROLE_OPERANDS[role] if self.operand(o) is None]
             if self.precision_of(role) == "int8" and missing:
                 raise UserError(f"quant.{role}=int8 needs a quantiser for {' and '.join(missing)}")
+        self._check_operands()
+        self._check_compensation()
+
+    def _check_operands(self) -> None:
+        for operand in OPERANDS:
+            spec = self.operand(operand)
+            if spec is not None and operand not in spec.operands:
+                kind = type(spec).__name__
+                raise UserError(f"quant.{operand}: {kind} quantises {' and '.join(spec.operands)} only; choose another")
         for operand in ("x", "g"):
             spec = self.operand(operand)
             if spec is not None and spec.granularity == "channel":
@@ -66,7 +75,6 @@ class Scheme:
             raise UserError("quant.g.symmetric=false: gradients are quantised symmetrically around 0")
         if self.w is not None and not self.w.symmetric and "int8" in (self.output, self.grad_input):
             raise UserError("quant.w.symmetric=false: int8 products take weights with zero point 0; use fake roles")
-        self._check_compensation()
 
     def _check_compensation(self) -> None:
         if self.compensation is None or self.compensation.form != "zero_point":
@@ -82,9 +90,9 @@ class Scheme:
         value: str = getattr(self, role)
         return value
 
-    def operand(self, name: str) -> OperandSpec | None:
+    def operand(self, name: str) -> OperandForm | None:
         """Return the quantiser spec of one operand."""
-        value: OperandSpec | None = getattr(self, name)
+        value: OperandForm | None = getattr(self, name)
         return value
 
     @property

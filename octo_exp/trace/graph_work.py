@@ -17,7 +17,7 @@ import math
 
 from octo_exp.graph.train.pool import Pool
 from octo_exp.hw import VectorWork
-from octo_exp.quant.quantizer import QUANTIZE_OPS
+from octo_exp.quant.operand import QUANTIZE_OPS
 from octo_exp.trace.recorded import Kept, Record
 from octo_exp.trace.vector import FLOAT_BYTES
 

@@ -19,7 +19,7 @@ from octo_exp.graph.operations import INPUT, Step, last_reads, steps_of
 from octo_exp.graph.parts import ConvSpec, Image, PoolSpec
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.hw import Buffer, Gemm, VectorWork, Workload
-from octo_exp.quant.quantizer import QUANTIZE_OPS
+from octo_exp.quant.operand import QUANTIZE_OPS
 
 REQUANTIZE_OPS = 7
 ADD_OPS = 9

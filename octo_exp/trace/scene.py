@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octo_exp.hw import VectorWork
 from octo_exp.kernels.epilogue import Epilogue
-from octo_exp.quant.quantizer import Quantizer
+from octo_exp.quant.operand import Quantizer
 from octo_exp.trace.recorded import Kept
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.vector import FLOAT_BYTES

@@ -14,7 +14,7 @@ from octo_exp.nn.activation import Activation
 from octo_exp.nn.float_block import Bf16Conv2d, Bf16Linear, FloatConv2d
 from octo_exp.nn.layers import QuantConv2d, QuantLinear
 from octo_exp.nn.norm import SavedBatchNorm1d, SavedBatchNorm2d
-from octo_exp.quant.quantizer import QUANTIZE_OPS
+from octo_exp.quant.operand import QUANTIZE_OPS
 from octo_exp.trace.meta_copy import COUNTED
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.scene import Scene, as_float, bits, outputs

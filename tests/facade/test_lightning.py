@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from octo_exp.base.errors import UserError
 from octo_exp.lightning import Int8
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.quant.quantizer import Quantizer
+from octo_exp.quant.operand import Quantizer
 from tests.facade.strangers import NETS, StrangersModule, pictures
 from tests.nn.doors import watched_doors
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
 from octo_exp.quant.clipping import FORMS, Clipping, gaussian_bounds, range_log_gradient, ratio_bounds
-from octo_exp.quant.quantizer import OperandSpec, Quantizer
+from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
 from octo_exp.quant.rounding import Clock
 
 
@@ -152,10 +152,10 @@ def test_learned_range_lowers_the_quantization_error(heavy, shrinks):
         assert rho > 0.85
 
 
-def gradient_quantizer(spec: Clipping, **changes) -> Quantizer:
+def gradient_quantizer(spec: Clipping, **changes) -> RangeQuantizer:
     values = {"bits": 8, "symmetric": True, "granularity": "tensor", "rounding": "nearest", "range": "dynamic"}
     operand = OperandSpec(**({**values, "momentum": 0.9} | changes))
-    return Quantizer(operand, operand="g", layer="l", clock=Clock(), stored=False, clip=spec)
+    return RangeQuantizer(operand, operand="g", layer="l", clock=Clock(), stored=False, clip=spec)
 
 
 def test_the_narrow_side_is_clipped_too():

@@ -8,19 +8,19 @@ import torch
 
 from octo_exp.base.errors import UserError
 from octo_exp.quant.clipping import FORMS, Clipping
-from octo_exp.quant.quantizer import OperandSpec, Quantizer
+from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
 from octo_exp.quant.rounding import Clock
 
 BAD = [math.nan, math.inf, -math.inf]
 CLIPS = {form: {"coefficient": 0.9, "z": 2.5, "rho_init": 0.8, "learning_rate": 0.1} for form in FORMS}
 
 
-def quantizer(operand: str, form: str | None = None, impl: str = "reference", **changes) -> Quantizer:
+def quantizer(operand: str, form: str | None = None, impl: str = "reference", **changes) -> RangeQuantizer:
     values = {"bits": 8, "symmetric": True, "granularity": "tensor", "rounding": "nearest", "range": "dynamic"}
     spec = OperandSpec(**({**values, "momentum": 0.9} | changes))
     clip = None if form is None else Clipping(form=form, **CLIPS[form])
     options = {"operand": operand, "layer": "layer", "clock": Clock(), "stored": operand == "x", "clip": clip}
-    return Quantizer(spec, **options, impl=impl)
+    return RangeQuantizer(spec, **options, impl=impl)
 
 
 def tensors(*peaks: float) -> list[torch.Tensor]:
@@ -34,7 +34,7 @@ def spoiled(t: torch.Tensor, value: float) -> torch.Tensor:
     return t
 
 
-def buffers(q: Quantizer) -> dict[str, torch.Tensor]:
+def buffers(q: RangeQuantizer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in q.named_buffers()}
 
 

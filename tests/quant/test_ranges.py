@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
 from octo_exp.kernels.ops import dequantize, quantize
-from octo_exp.quant.quantizer import OperandSpec, Quantizer
+from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
 from octo_exp.quant.ranges import code_limits, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
 
@@ -29,8 +29,8 @@ def spec(**changes) -> OperandSpec:
     return OperandSpec(**({**values, "momentum": 0.9} | changes))
 
 
-def quantizer(**changes) -> Quantizer:
-    return Quantizer(spec(**changes), operand="x", layer="layer", clock=Clock(), stored=True)
+def quantizer(**changes) -> RangeQuantizer:
+    return RangeQuantizer(spec(**changes), operand="x", layer="layer", clock=Clock(), stored=True)
 
 
 @pytest.mark.parametrize("name", TENSORS)
@@ -115,7 +115,7 @@ def test_stochastic_rounding_is_unbiased_and_keyed():
 
 def test_stochastic_quantizer_repeats_with_the_clock_and_is_deterministic_in_evaluation():
     clock = Clock(seed=3, step=5)
-    q = Quantizer(spec(rounding="stochastic"), operand="x", layer="l", clock=clock, stored=True)
+    q = RangeQuantizer(spec(rounding="stochastic"), operand="x", layer="l", clock=clock, stored=True)
     t = torch.randn(500)
     first = q(t).values
     assert torch.equal(q(t).values, first)
@@ -132,7 +132,9 @@ def test_noise_depends_on_every_part_of_its_key():
 
     def draw(*, seed: int = 0, step: int = 0, layer: str = "a", operand: str = "x") -> torch.Tensor:
         clock = Clock(seed=seed, step=step)
-        return Quantizer(spec(rounding="stochastic"), operand=operand, layer=layer, clock=clock, stored=False)(t).values
+        return RangeQuantizer(spec(rounding="stochastic"), operand=operand, layer=layer, clock=clock, stored=False)(
+            t
+        ).values
 
     assert torch.equal(draw(), draw())
     for other in ({"seed": 1}, {"step": 1}, {"layer": "b"}, {"operand": "w"}):
@@ -141,7 +143,7 @@ def test_noise_depends_on_every_part_of_its_key():
 
 def test_per_channel_scales():
     w = torch.randn(4, 3, 2, 2) * torch.tensor([1.0, 10.0, 0.0, 1e-3]).reshape(4, 1, 1, 1)
-    q = Quantizer(spec(granularity="channel"), operand="w", layer="l", clock=Clock(), stored=False)(w)
+    q = RangeQuantizer(spec(granularity="channel"), operand="w", layer="l", clock=Clock(), stored=False)(w)
     assert q.scale.shape == (4, 1, 1, 1)
     assert torch.allclose(q.scale.flatten()[[0, 1, 3]] * 127, w.abs().amax((1, 2, 3))[[0, 1, 3]])
     assert ((q.dequantize() - w).abs() <= q.scale / 2 * (1 + 1e-5)).all()
@@ -183,14 +185,14 @@ def test_inside_follows_the_zero_point():
 
 def test_hindsight_ranges_are_in_the_checkpoint():
     for range_, saved in (("dynamic", set()), ("hindsight", {"low", "high", "count"})):
-        q = Quantizer(spec(range=range_), operand="g", layer="l", clock=Clock(), stored=False)
+        q = RangeQuantizer(spec(range=range_), operand="g", layer="l", clock=Clock(), stored=False)
         assert set(q.state_dict()) == saved
     assert set(quantizer().state_dict()) == {"low", "high", "count"}
 
 
 def test_only_activations_have_a_stored_range_in_evaluation():
     for operand in ("w", "g"):
-        q = Quantizer(spec(range="hindsight"), operand=operand, layer="l", clock=Clock(), stored=False)
+        q = RangeQuantizer(spec(range="hindsight"), operand=operand, layer="l", clock=Clock(), stored=False)
         q.eval()
         before = {k: v.clone() for k, v in q.state_dict().items()}
         assert float(q(torch.tensor([-2.0, 1.0])).scale) == pytest.approx(2 / 127)

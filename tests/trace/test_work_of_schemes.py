@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 
 from octo_exp.nn.convert import convert
-from octo_exp.quant.quantizer import DRAW_OPS, QUANTIZE_OPS
+from octo_exp.quant.operand import QUANTIZE_OPS
+from octo_exp.quant.quantizer import DRAW_OPS
 from octo_exp.quant.rounding import Clock
 from tests.nn.helpers import scheme
 from tests.trace.helpers import traced

@@ -24,7 +24,7 @@ def write(graph: Graph, folder: Path, name: str) -> dict[str, Any]:
 
         # The second is needed to verify.
         from octo_exp.export.onnx import model as onnx_build
-        from octo_exp.export.onnx import verify
+        from octo_exp.export.onnx import verify  # noqa: F401
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("onnx", "onnxruntime"):
             raise
