@@ -3,10 +3,14 @@
 import gc
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from octo_exp.base.files import whole_file
+from octo_exp.runs import cost_plots
 
 # The Triton interpreter must be chosen before Triton is first imported.
 if not torch.cuda.is_available():
@@ -22,6 +26,10 @@ settings.register_profile("random", derandomize=False, **QUIET)
 settings.load_profile("random" if os.environ.get("OCTO_RANDOM_TESTS") == "1" else "fixed")
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files whose tests look at pictures.
+DRAWING = ("test_plots.py", "test_report.py", "test_full_disk.py", "test_run_full_disk.py", "test_homes.py")
+draw = cost_plots._save
+_drawn: list[bytes] = []
 
 
 def pytest_collection_finish() -> None:
@@ -33,6 +41,21 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw a run's cost figure once a process: it takes a third of a small run's time. Its own tests draw all."""
+    if request.node.path.name not in DRAWING:
+        monkeypatch.setattr(cost_plots, "_save", _saved_again)
+
+
+def _saved_again(figure: Any, path: Path, *, dpi: int) -> None:
+    if not _drawn:
+        draw(figure, path, dpi=dpi)
+        _drawn.append(path.read_bytes())
+    with whole_file(path, remedy="as the run's own") as file:
+        file.write(_drawn[0])
 
 
 @pytest.fixture

@@ -42,7 +42,12 @@ def test_the_lenet_of_the_course_project_is_as_it_is_there():
     assert cfg.callbacks.curves
 
 
-@pytest.mark.parametrize("name", options("experiment"))
+# The first is the README's own command, the second it on other data.
+_LONG = ("digits_vgg11", "mnist_vgg11")
+_EXPERIMENTS = [pytest.param(n, marks=pytest.mark.slow) if n in _LONG else n for n in options("experiment")]
+
+
+@pytest.mark.parametrize("name", _EXPERIMENTS)
 def test_the_experiment_runs(name, tmp_path, request):
     if composed(f"experiment={name}").data.name != "digits":
         request.getfixturevalue("data_dir")

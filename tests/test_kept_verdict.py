@@ -40,6 +40,7 @@ def machine(monkeypatch, tmp_path):
     return become
 
 
+@pytest.mark.slow
 def test_another_machine_evaluates_and_trains_on_what_was_trained(machine, tmp_path):
     machine("here", "features.3")
     trained = go(tmp_path / "run")

@@ -17,6 +17,7 @@ def killing(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_three_kills_lose_nothing():
     (told,) = killing("--kills", "3", "--cases", "accumulate", "--seed", "1")
     assert told["kills"] == 3

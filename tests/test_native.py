@@ -117,6 +117,7 @@ def test_a_head_for_other_classes_starts_anew(graph, head):
         assert torch.equal(value, before[key] if key in fresh else source.state_dict()[key]), key
 
 
+@pytest.mark.slow
 def test_resume_of_a_quantised_net_needs_its_start(tmp_path):
     small = (*DIGITS, "model=simplecnn", "model.width=4", "model.hidden=12")
     go(tmp_path / "float", *small, "quant=fp32")

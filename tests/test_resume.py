@@ -97,13 +97,13 @@ def broken_off(monkeypatch, folder, *settings: str, hook: str, call: int) -> Non
 
 PLACES = [
     ("octo", "on_train_batch_start", 12),
-    ("octo", "on_test_start", 1),
-    ("lac", "on_validation_end", 2),
     ("accumulate", "on_train_batch_end", 23),
     ("validation", "on_validation_batch_end", 6),
-    ("validation", "on_train_epoch_end", 2),
 ]
 MORE_PLACES = [
+    ("octo", "on_test_start", 1),
+    ("lac", "on_validation_end", 2),
+    ("validation", "on_train_epoch_end", 2),
     ("octo", "on_train_batch_end", 21),
     ("octo", "on_train_epoch_end", 1),
     ("octo", "on_validation_batch_end", 2),

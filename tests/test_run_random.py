@@ -3,6 +3,7 @@
 import csv
 from typing import ClassVar
 
+import pytest
 import torch
 from lightning import Callback
 
@@ -31,6 +32,7 @@ def test_the_seed_reaches_the_first_weights(tmp_path):
     assert len({go(tmp_path / s, *still, f"seed={s}")["weights_sha256"] for s in ("0", "1")}) == 2
 
 
+@pytest.mark.slow
 def test_another_folder_may_go_on_from_a_checkpoint(tmp_path, monkeypatch):
     whole = go(tmp_path / "whole", *RANDOM)
     broken_off(monkeypatch, tmp_path / "part", *RANDOM, hook="on_train_batch_start", call=5)

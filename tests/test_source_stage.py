@@ -21,6 +21,7 @@ def go(folder: Path, *settings: str) -> dict:
     return run(composed(*PAIR, *settings, save_dir=folder))
 
 
+@pytest.mark.slow
 def test_the_source_of_a_quantised_run_is_a_float_run(tmp_path):
     results = go(tmp_path / "ptq", "quant=ptq", "quant.calibration.images=16")
     assert (tmp_path / "ptq" / GRAPH_FILE).is_file()

@@ -40,7 +40,11 @@ def pil_images(file: Path, rows: list[int]) -> list[np.ndarray]:
     return [np.array(Image.open(BytesIO(column[row].as_py()["bytes"]))) for row in rows]
 
 
-@pytest.mark.parametrize("name", SETS)
+# Of 50,000 images and more, decoded: beside one such set and the small ones.
+_LARGE = ("cifar10", "fashion_mnist", "imagenette112")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _LARGE else n for n in SETS])
 def test_counts_statistics_and_pixels(name: str, data_dir: Path) -> None:
     size, train_counts, test_count = SETS[name]
     data = module(name, data_dir, size)

@@ -132,6 +132,7 @@ def test_a_folder_belongs_to_one_search(tmp_path, monkeypatch, capsys):
         searched(tmp_path, "constraints.processing_elements=64")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
     settings = [
         "space={rows:{from:1,to:128},cols:{from:1,to:128},dataflow:[os,ws,is,per_gemm],"
