@@ -1,6 +1,7 @@
 """The library's verbs: int8 layers for anybody's network, in anybody's training loop."""
 
 import contextlib
+import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,8 +29,8 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
 
     Args:
         name: what `quant=` takes.
-        changes: fields of the scheme; a mapping changes those of an operand, of `clip` or of `compensation`, null
-            leaves that part out.
+        changes: fields of the scheme; a mapping changes those of an operand, of `clip` or of `compensation`, a form
+            (`octo_exp.quant.lsq.Lsq(...)`) takes that part's place, None leaves it out.
 
     Raises:
         ConfigError: an unknown scheme or field (with the nearest right one), or a value that the scheme refuses.
@@ -42,8 +43,10 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     try:
         with _own_hydra(), initialize_config_dir(str(folder), version_base="1.3"):
             node = compose(overrides=[f"+quant={name}"]).quant
-        _change(node, changes, "")
-        made = instantiate(node, _convert_="all")
+        forms = {key: value for key, value in changes.items() if dataclasses.is_dataclass(value)}
+        # In their places for now, which must be there.
+        _change(node, {**changes, **dict.fromkeys(forms)}, "")
+        made = instantiate(node, _convert_="all", _partial_=True)(**forms)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -155,6 +158,8 @@ def _device_of(model: nn.Module) -> str:
 
 
 def parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """Return optimizer groups: the model's own parameters at `lr`, LAC's at the scheme's rate, without weight decay."""
-    own, *others = convert.parameter_groups(model)
-    return [{**own, "lr": lr}, *others]
+    """Return optimizer groups: the model's own parameters at `lr`; without weight decay LAC's, at the scheme's rate.
+
+    What quantisers learn (LSQ's steps) is a group at `lr` without weight decay.
+    """
+    return [{"lr": lr, **group} for group in convert.parameter_groups(model)]

@@ -153,7 +153,7 @@ def compensation_penalty(net: nn.Module) -> Tensor | None:
 
 
 def parameter_groups(net: nn.Module) -> list[dict[str, object]]:
-    """Optimizer groups: the net's own parameters, then LAC's at its own rate and what quantisers learn, without decay."""
+    """Optimizer groups: the net's parameters, then LAC's at its own rate and what quantisers learn, without decay."""
     by_rate: dict[float, list[nn.Parameter]] = {}
     for module in net.modules():
         if isinstance(module, QuantLayer) and module.compensator is not None:

@@ -7,8 +7,8 @@
 
 numel counts the batch of an activation. Signed codes are -Q_P to Q_P (symmetric=true); unsigned ones 0 to 2^bits - 1
 (symmetric=false, activations behind a ReLU), kept in int8 with the zero point -2^(bits-1).
-Source: Esser et al., "Learned step size quantization", ICLR 2020, in the form of the public code zhutmost/lsq-net; there
-the backward pass is float, on the operands as their codes stand for them: grad_input=fake and grad_weight=fake here.
+Source: Esser et al., "Learned step size quantization", ICLR 2020, in the form of the public code zhutmost/lsq-net;
+there the backward pass is float, on the operands as their codes stand for them: grad_input and grad_weight `fake` here.
 """
 
 import math
@@ -62,7 +62,7 @@ class Lsq(OperandForm):
 
 
 class LsqQuantizer(Quantizer):
-    """Quantises by `step`, whose first value is that of the first batch in training; then it belongs to the optimizer.
+    """Quantises by `step`, whose first value is that of the first batch in training; then it is the optimizer's.
 
     step: [] or, one a channel, what broadcasts against the weight; 0 until it is set.
     """

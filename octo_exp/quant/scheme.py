@@ -64,6 +64,10 @@ class Scheme:
     def _check_operands(self) -> None:
         for operand in OPERANDS:
             spec = self.operand(operand)
+            if spec is not None and not isinstance(spec, OperandForm):
+                raise UserError(
+                    f"quant.{operand} is no form of a quantiser: give its class, as in conf/quant/int8.yaml"
+                )
             if spec is not None and operand not in spec.operands:
                 kind = type(spec).__name__
                 raise UserError(f"quant.{operand}: {kind} quantises {' and '.join(spec.operands)} only; choose another")
