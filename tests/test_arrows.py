@@ -26,6 +26,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "graph": ({"kernels", "quant", "nn"}, {"torch", "numpy"}),
     "hw": (set(), {"numpy"}),
     "trace": ({"kernels", "quant", "nn", "hw", "graph"}, {"torch"}),
+    "examples": (set(), {"matplotlib", "sklearn", "torch"}),
     "config": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
     "runs": (
         {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "trace"},
