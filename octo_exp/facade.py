@@ -30,7 +30,8 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     Args:
         name: what `quant=` takes.
         changes: fields of the scheme; a mapping changes those of an operand, of `clip` or of `compensation`, a form
-            (`octo_exp.quant.lsq.Lsq(...)`) takes that part's place, None leaves it out.
+            (`octo_exp.quant.lsq.Lsq(...)`) takes that part's place, None leaves it out. clip="gaussian" and
+            compensation="affine" are the options of quant/clip and quant/compensation.
 
     Raises:
         ConfigError: an unknown scheme or field (with the nearest right one), or a value that the scheme refuses.
@@ -40,9 +41,14 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     names = sorted(path.stem for path in (folder / "quant").glob("*.yaml"))
     if name not in names:
         raise ConfigError(f"unknown scheme {name!r}: {_near(name, names)}choose one of {', '.join(names)}")
+    groups = {
+        key: value for key, value in changes.items() if isinstance(value, str) and (folder / "quant" / key).is_dir()
+    }
+    changes = {key: value for key, value in changes.items() if key not in groups}
     try:
+        chosen = [f"+quant={name}", *(f"quant/{key}={value}" for key, value in groups.items())]
         with _own_hydra(), initialize_config_dir(str(folder), version_base="1.3"):
-            node = compose(overrides=[f"+quant={name}"]).quant
+            node = compose(overrides=chosen).quant
         forms = {key: value for key, value in changes.items() if dataclasses.is_dataclass(value)}
         # In their places for now, which must be there.
         _change(node, {**changes, **dict.fromkeys(forms)}, "")

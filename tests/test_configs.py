@@ -74,11 +74,11 @@ def test_a_composed_config_is_its_callers_own():
 
 
 FORMS = [
-    *(f"quant=lac quant.compensation.form={form}" for form in ("zero_point", "affine")),
+    *(f"quant=lac quant/compensation={form}" for form in ("zero_point", "affine")),
     "quant=lac quant.compensation.granularity=element",
-    "quant=lac quant.compensation.granularity=element quant.compensation.form=affine",
+    "quant=lac quant.compensation.granularity=element quant/compensation=affine",
     "quant=lac quant.compensation.theta_init=-1",
-    *(f"quant=prc quant.clip.form={form}" for form in ("ratio", "gaussian", "learned")),
+    *(f"quant=prc quant/clip={form}" for form in ("ratio", "gaussian", "learned")),
     *(f"quant=octo quant.w.granularity={g}" for g in ("tensor", "channel")),
     *(f"quant=octo quant.{o}.rounding=stochastic" for o in ("x", "w", "g")),
     *(f"quant=octo quant.{o}.range=hindsight" for o in ("x", "g")),

@@ -59,7 +59,7 @@ def test_a_scheme_without_compensation_says_what_it_leaves_out(name, caplog):
 
 
 def test_another_form_of_compensation_is_left_out_as_well(caplog):
-    start_from(net("lac", compensation__form="affine"), net("lac").state_dict(), where="x")
+    start_from(net("lac", compensation="affine"), net("lac").state_dict(), where="x")
     assert "of 2 layers" in caplog.text
 
 
@@ -105,7 +105,7 @@ def native_of(folder: Path, start: Path, *settings: str) -> McuNet:
     return net
 
 
-@pytest.mark.parametrize("quant", [("quant=lac",), ("quant=octo",), ("quant=lac", "quant.compensation.form=affine")])
+@pytest.mark.parametrize("quant", [("quant=lac",), ("quant=octo",), ("quant=lac", "quant/compensation=affine")])
 def test_an_int8_graph_starts_from_the_integers_that_an_export_makes(tmp_path, quant):
     go(tmp_path / "run", *quant, "optim.optimizer.lr=0.05")
     source = read_run(str(tmp_path / "run"))

@@ -19,7 +19,7 @@ from tests.run_helpers import SMALL, go
 FINE = (*SMALL, "data.batch_size=12", "trainer.log_every_n_steps=1", "callbacks.quant_health.every_n_steps=5")
 # All that is random, learned or stored across steps.
 CASES: dict[str, tuple[str, ...]] = {
-    "octo": (*FINE, "quant=octo", "quant.g.rounding=stochastic", "quant.clip.form=learned", "quant.skip=[]"),
+    "octo": (*FINE, "quant=octo", "quant.g.rounding=stochastic", "quant/clip=learned", "quant.skip=[]"),
     "lac": (*FINE, "quant=lac", "model.norm=batch", "data.augment={crop_padding:1,hflip:true}", "quant.skip=[]"),
     "accumulate": (
         *FINE,

@@ -22,7 +22,7 @@ RANDOM = (
     "data.augment={crop_padding:2,hflip:true}",
     "quant=octo",
     "quant.g.rounding=stochastic",
-    "quant.clip.form=learned",
+    "quant/clip=learned",
     "quant.skip=[]",
 )
 

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from octo_exp.base.errors import ConfigError
 from octo_exp.config import resumed
-from octo_exp.config.effects import check_effects
 from octo_exp.config.groups import check_group, group_line_for_hydra
 from octo_exp.config.help import help_text
 from octo_exp.config.keys import KeyTree, check_key, made_nodes, missing_plus
@@ -133,10 +132,7 @@ def _check_variants(
         said = any(setting.key == "trust" for setting in keys)
         check_hydra(cfg, trust=packages_said(cfg.get("trust"), said=said))
         if complete:
-            values = check_complete(cfg)
-            # What a sweep of forms is for, is of use to one of them at least.
-            swept = any(setting.key.endswith(".form") and len(setting.values) > 1 for setting in keys)
-            check_effects([] if swept else [setting.key for setting in keys], values)
+            check_complete(cfg)
     return results[0]
 
 

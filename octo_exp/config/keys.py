@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from octo_exp.base.errors import ConfigError
 from octo_exp.config.allowed import rule_of
 from octo_exp.config.options import dotted, job_part
-from octo_exp.config.wording import check_value, near_miss, unknown_place
+from octo_exp.config.wording import check_value, listed, near_miss, unknown_place
 
 # Mappings whose keys are names that the yaml cannot know, such as a network's layers; so is every empty mapping.
 OPEN_MAPPINGS = ("quant.overrides",)
@@ -177,6 +177,12 @@ def _unknown_key(key: str, place: Place, tree: KeyTree, groups: list[str]) -> Co
         return ConfigError(f"{key}: {place.null} is null here; {remedy}")
     names = [name for name in tree.names(hydra=key.startswith("hydra.")) if "._" not in name]
     beside = {name for name in place.siblings if not name.startswith("_")}
+    # A part that is one of several forms has the keys of the one that is chosen.
+    group = key.rpartition(".")[0].replace(".", "/")
+    if "/" in group and group in groups:
+        return ConfigError(
+            f"unknown key '{key}': {listed(sorted(beside))} is what this option has; {group}= chooses another"
+        )
     if "." in key:
         error = unknown_place("key", key, [*groups, *names], beside)
         adds = place.adds and near_miss(key, place.siblings) is None

@@ -206,7 +206,7 @@ class QuantLayer(nn.Module):
 
     @property
     def _is_oracle(self) -> bool:
-        return self.scheme.compensation is not None and self.scheme.compensation.form == "exact"
+        return self.scheme.compensation is not None and self.scheme.compensation.gives_error_back
 
     def _give_back_error(self, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():

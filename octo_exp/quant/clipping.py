@@ -1,24 +1,19 @@
 """Parameterized Range Clipping (PRC): clip a gradient's range before it is quantised in the backward pass.
 
-Forms: `ratio` clips to [c*min, c*max]; `gaussian` to mean +- z*sigma; `learned` to +-rho*m, where m is the absolute
-maximum of the last step and rho > 0 is trained to lower the quantisation error. A bound never leaves the data's own
-range and never crosses 0, so sign and order are kept and |clip(t)| <= |t|.
-Source: the clipping forms of Octo (USENIX ATC 2021) as read from its public demo; `learned` trains a range as PACT and
-LSQ do.
+A bound never leaves the data's own range and never crosses 0, so sign and order are kept and |clip(t)| <= |t|.
+Source: the clipping forms of Octo (USENIX ATC 2021) as read from its public demo; `Learned` trains a range as PACT and
+LSQ do. A form of your own is a frozen dataclass with `build`, and a yaml in conf/quant/clip.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-
-FORMS = ("ratio", "gaussian", "learned")
-# Operations for each element, beside quantising: the sums of t and t*t; the error of every code.
-_OPERATIONS = {"ratio": 0, "gaussian": 3, "learned": 4}
 
 
 def ratio_bounds(low: Tensor, high: Tensor, coefficient: float) -> tuple[Tensor, Tensor]:
@@ -56,69 +51,125 @@ def range_log_gradient(t: Tensor, q: Tensor, bound: Tensor, q_max: int) -> Tenso
     return 2 * (error * slope).sum() / (error * error).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-class Clipper(nn.Module):
-    """What narrows the range of one layer's gradient; `operations`: for each element, beside quantising it."""
+class Clipper(nn.Module, ABC):
+    """What narrows the range of one layer's gradient."""
 
-    operations: int
+    # For each element, beside quantising it.
+    operations: ClassVar[int] = 0
 
+    @abstractmethod
     def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
         """t with range [low, high], one of `numel` elements but for zeros -> (lower, upper) to clip to."""
-        raise NotImplementedError
 
     def learn(self, t: Tensor, q: Tensor, scale: Tensor, q_max: int) -> None:
         """See the codes q of t in training; a form without state learns nothing."""
 
 
-class ClipForm(Protocol):
-    """What `quant.clip` names: a frozen dataclass of this room, its fields the form's settings."""
+class ClipForm(ABC):
+    """What `quant/clip=` names: a frozen dataclass, its fields the form's settings."""
 
+    @abstractmethod
     def build(self) -> Clipper:
         """Return the clipper of one layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clipping:
-    """PRC as a config: its form and the form's hyper-parameters (those of the other forms are ignored)."""
+class Ratio(ClipForm):
+    """[c*min, c*max]; coefficient: c, in (0, 1]."""
 
-    form: str
     coefficient: float
+
+    def __post_init__(self) -> None:
+        """Refuse a coefficient outside its domain."""
+        if not 0 < self.coefficient <= 1:
+            raise UserError(f"quant.clip.coefficient must be in (0, 1], got {self.coefficient}")
+
+    def build(self) -> "RatioClipper":
+        """Return the clipper of one layer."""
+        return RatioClipper(self)
+
+
+class RatioClipper(Clipper):
+    """A share of the range."""
+
+    def __init__(self, form: Ratio) -> None:
+        super().__init__()
+        self.form = form
+
+    def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
+        """See `ratio_bounds`."""
+        return ratio_bounds(low, high, self.form.coefficient)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaussian(ClipForm):
+    """[mean - z*sigma, mean + z*sigma] of the tensor; z > 0."""
+
     z: float
+
+    def __post_init__(self) -> None:
+        """Refuse a z that is not above 0."""
+        if not self.z > 0:
+            raise UserError(f"quant.clip.z must be above 0, got {self.z}")
+
+    def build(self) -> "GaussianClipper":
+        """Return the clipper of one layer."""
+        return GaussianClipper(self)
+
+
+class GaussianClipper(Clipper):
+    """So many deviations around the mean."""
+
+    # The sums of t and t*t, and the distance.
+    operations = 3
+
+    def __init__(self, form: Gaussian) -> None:
+        super().__init__()
+        self.form = form
+
+    def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
+        """See `gaussian_bounds`."""
+        return gaussian_bounds(t, low, high, self.form.z, numel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned(ClipForm):
+    """+-rho*m, where m is the absolute maximum of the last step; log rho steps down the quantisation error's slope.
+
+    rho_init: rho at the start, in (0, 1]. learning_rate: of log rho.
+    """
+
     rho_init: float
     learning_rate: float
 
     def __post_init__(self) -> None:
-        """Refuse an unknown form and values outside their domain."""
-        if self.form not in FORMS:
-            raise UserError(f"quant.clip.form={self.form!r} is unknown; choose one of {', '.join(FORMS)}")
-        if not 0 < self.coefficient <= 1:
-            raise UserError(f"quant.clip.coefficient must be in (0, 1], got {self.coefficient}")
-        if self.z <= 0 or not 0 < self.rho_init <= 1 or self.learning_rate < 0:
-            raise UserError("quant.clip needs z > 0, rho_init in (0, 1] and learning_rate >= 0")
+        """Refuse values outside their domain."""
+        if not 0 < self.rho_init <= 1:
+            raise UserError(f"quant.clip.rho_init must be in (0, 1], got {self.rho_init}")
+        if not self.learning_rate >= 0:
+            raise UserError(f"quant.clip.learning_rate must be 0 or more, got {self.learning_rate}")
 
-    def build(self) -> "RangeClipper":
-        """Return the stateful clipper of one layer."""
-        return RangeClipper(self)
+    def build(self) -> "LearnedClipper":
+        """Return the clipper of one layer."""
+        return LearnedClipper(self)
 
 
-class RangeClipper(Clipper):
-    """One layer's PRC. State (form `learned` only): log rho and last step's absolute maximum, in the checkpoint."""
+class LearnedClipper(Clipper):
+    """State, in the checkpoint: log rho and the last step's absolute maximum, 0 before the first."""
 
+    # The error of every code.
+    operations = 4
     log_rho: Tensor
     last_max: Tensor
 
-    def __init__(self, spec: Clipping) -> None:
+    def __init__(self, form: Learned) -> None:
         super().__init__()
-        self.spec, self.operations = spec, _OPERATIONS[spec.form]
-        learned = spec.form == "learned"
-        self.register_buffer("log_rho", torch.tensor(math.log(spec.rho_init)), persistent=learned)
-        self.register_buffer("last_max", torch.tensor(0.0), persistent=learned)
+        self.form = form
+        self.register_buffer("log_rho", torch.tensor(math.log(form.rho_init)))
+        self.register_buffer("last_max", torch.tensor(0.0))
 
     def bounds(self, t: Tensor, low: Tensor, high: Tensor, numel: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return what the form says, on the sides of 0 that t has."""
-        if self.spec.form == "ratio":
-            return ratio_bounds(low, high, self.spec.coefficient)
-        if self.spec.form == "gaussian":
-            return gaussian_bounds(t, low, high, self.spec.z, numel)
+        """+-rho*m, each side within the data's own range."""
         peak = torch.maximum(low.abs(), high.abs())
         reference = torch.where(self.last_max > 0, self.last_max, peak)
         bound = torch.minimum(self.log_rho.exp() * reference, peak)
@@ -130,10 +181,8 @@ class RangeClipper(Clipper):
 
         A maximum that is not finite leaves both as they are.
         """
-        if self.spec.form != "learned":
-            return
         peak = t.abs().max()
         gradient = range_log_gradient(t, q, scale * q_max, q_max).clamp(-2.0, 2.0).nan_to_num(0.0)
         gradient = torch.where(peak.isfinite(), gradient, 0.0)
-        self.log_rho.sub_(self.spec.learning_rate * gradient).clamp_(-8.0, 0.0)
+        self.log_rho.sub_(self.form.learning_rate * gradient).clamp_(-8.0, 0.0)
         self.last_max.copy_(torch.where(peak.isfinite(), peak, self.last_max))

@@ -1,19 +1,21 @@
 """Loss-aware Compensation (LAC): a layer between the integer GEMM and what follows, trained by the task loss.
 
-Two forms, with parameters per output channel or per output element (C, H, W), never per batch:
+Forms, with parameters per output channel or per output element (C, H, W), never per batch:
 
-zero_point  the GEMM of an asymmetric input leaves out its cross term -z_x*sum_k(q_w); the layer learns how much of it
+ZeroPoint   the GEMM of an asymmetric input leaves out its cross term -z_x*sum_k(q_w); the layer learns how much of it
             to give back. With t = s_x*z_x*sum_k(w^) it is out = y_raw - (1 + theta)*t = y - theta*t, where y is the
             exact product: theta = 0 is exact, theta = -1 is the dropped term.
-affine      out = y + alpha*mu + offset, with alpha = 1 and mu, offset ~ init_std*N(0, 1) at the start; the loss gains
+Affine      out = y + alpha*mu + offset, with alpha = 1 and mu, offset ~ init_std*N(0, 1) at the start; the loss gains
             decay/2*(|mu|^2 + |offset|^2).
-exact       no parameter: the quantisation error dX*W + X*dW + dX*dW, computed in float, is given back whole: the upper
+Exact       no parameter: the quantisation error dX*W + X*dW + dX*dW, computed in float, is given back whole: the upper
             bound that LAC can reach (an oracle for studies, not for devices).
 
-Both trained forms are constants after training and fold into the bias at export. Source: Octo (USENIX ATC 2021); affine
-is its public demo's layer without the batch axis, zero_point is our reading.
+Both trained forms are constants after training and fold into the bias at export. Source: Octo (USENIX ATC 2021);
+`Affine` is its public demo's layer without the batch axis, `ZeroPoint` is our reading. A form of your own is a frozen
+dataclass with `build`, and a yaml in conf/quant/compensation.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +24,6 @@ from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
 
-FORMS = ("zero_point", "affine", "exact")
 GRANULARITIES = ("channel", "element")
 
 
@@ -37,33 +38,76 @@ def affine_term(alpha: Tensor, mu: Tensor, offset: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compensation:
-    """LAC as a config: its form, granularity and hyper-parameters (those of the other form are ignored)."""
+class Compensation(ABC):
+    """What `quant/compensation=` names: a form of LAC, its fields the form's settings.
 
-    form: str
+    granularity: parameters per output `channel` or `element`. learning_rate: of the form's parameters.
+    """
+
+    # Whether it compensates the zero point of x, and whether the exact error is given back instead of a learned term.
+    uses_zero_point: ClassVar[bool] = False
+    gives_error_back: ClassVar[bool] = False
+
     granularity: str
-    theta_init: float
-    init_std: float
-    decay: float
     learning_rate: float
 
     def __post_init__(self) -> None:
         """Refuse unknown names and negative rates."""
-        if self.form not in FORMS:
-            raise UserError(f"quant.compensation.form={self.form!r} is unknown; choose one of {', '.join(FORMS)}")
         if self.granularity not in GRANULARITIES:
             raise UserError(
                 f"quant.compensation.granularity={self.granularity!r} is unknown; choose one of "
                 f"{', '.join(GRANULARITIES)}"
             )
-        if self.learning_rate < 0 or self.decay < 0 or self.init_std < 0:
-            raise UserError("quant.compensation needs learning_rate, decay and init_std >= 0")
+        if not self.learning_rate >= 0:
+            raise UserError(f"quant.compensation.learning_rate must be 0 or more, got {self.learning_rate}")
 
+    @abstractmethod
     def build(self, shape: tuple[int, ...]) -> "Compensator | None":
-        """Return the parameters for outputs of `shape` ((C,) or (C, H, W)); None for the parameter-free oracle."""
-        if self.form == "exact":
-            return None
-        return ZeroPointCompensator(self, shape) if self.form == "zero_point" else AffineCompensator(self, shape)
+        """Return the parameters for outputs of `shape` ((C,) or (C, H, W)); None where there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroPoint(Compensation):
+    """-theta*s_x*z_x*sum_k(w^); theta_init: 0 starts exact, -1 with the dropped term."""
+
+    uses_zero_point: ClassVar[bool] = True
+
+    theta_init: float
+
+    def build(self, shape: tuple[int, ...]) -> "ZeroPointCompensator":
+        """Return theta."""
+        return ZeroPointCompensator(self, shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine(Compensation):
+    """alpha*mu + offset; init_std: of mu and offset at the start. decay: of what the loss gains."""
+
+    init_std: float
+    decay: float
+
+    def __post_init__(self) -> None:
+        """Refuse negative values."""
+        Compensation.__post_init__(self)
+        if not (self.decay >= 0 and self.init_std >= 0):
+            raise UserError("quant.compensation needs decay and init_std of 0 or more")
+
+    def build(self, shape: tuple[int, ...]) -> "AffineCompensator":
+        """Return alpha, mu and offset."""
+        return AffineCompensator(self, shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exact(Compensation):
+    """The exact error, given back in float: the oracle."""
+
+    gives_error_back: ClassVar[bool] = True
+
+    granularity: str = "channel"
+    learning_rate: float = 0.0
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        """Return None: nothing is learned."""
 
 
 class Compensator(nn.Module):
@@ -93,7 +137,7 @@ class ZeroPointCompensator(Compensator):
 
     uses_zero_point = True
 
-    def __init__(self, spec: Compensation, shape: tuple[int, ...]) -> None:
+    def __init__(self, spec: ZeroPoint, shape: tuple[int, ...]) -> None:
         super().__init__(spec)
         self.theta = nn.Parameter(torch.full(shape, float(spec.theta_init)))
 
@@ -113,7 +157,9 @@ class AffineCompensator(Compensator):
 
     uses_zero_point = False
 
-    def __init__(self, spec: Compensation, shape: tuple[int, ...]) -> None:
+    spec: Affine
+
+    def __init__(self, spec: Affine, shape: tuple[int, ...]) -> None:
         super().__init__(spec)
         self.alpha = nn.Parameter(torch.ones(shape))
         self.mu = nn.Parameter(spec.init_std * torch.randn(shape))

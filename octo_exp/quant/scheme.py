@@ -81,12 +81,12 @@ class Scheme:
             raise UserError("quant.w.symmetric=false: int8 products take weights with zero point 0; use fake roles")
 
     def _check_compensation(self) -> None:
-        if self.compensation is None or self.compensation.form != "zero_point":
+        if self.compensation is None or not self.compensation.uses_zero_point:
             return
         if self.x is None or self.x.symmetric:
             raise UserError(
-                "quant.compensation.form=zero_point compensates the zero point of x: set quant.x.symmetric=false, "
-                "or choose quant.compensation.form=affine"
+                "quant/compensation=zero_point compensates the zero point of x: set quant.x.symmetric=false, or choose "
+                "quant/compensation=affine"
             )
 
     def precision_of(self, role: str) -> str:

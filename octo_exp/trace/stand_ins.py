@@ -56,7 +56,7 @@ def _bound(stand_in: Callable[..., Tensor], module: nn.Module, plain: Any, recor
 def _quant_layer(scene: Scene, plain: Callable[[Tensor], Tensor]) -> Tensor:
     layer, x = scene.module, scene.x
     y = scene.shape_of(plain)
-    oracle = layer.scheme.compensation is not None and layer.scheme.compensation.form == "exact"
+    oracle = layer.scheme.compensation is not None and layer.scheme.compensation.gives_error_back
     # The oracle's error is added to the whole product, before the steps.
     leaving = y.numel() if oracle else outputs(y, layer.steps)
     scene.recorder.add_call(layer, x, y.shape, scene.event, out_elements=leaving)

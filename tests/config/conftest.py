@@ -19,11 +19,13 @@ FILES = {
     "conf/model/simplecnn.yaml": "name: simplecnn\nwidth: 30\nclasses: ${data.classes}\n",
     "conf/model/lenet5.yaml": "name: lenet5\nkernels: [5, 5]\nclasses: ${data.classes}\n",
     "conf/model/vgg11.yaml": "name: vgg11\ndropout: 0.0\nclasses: ${data.classes}\n",
-    "conf/quant/int8.yaml": "name: int8\nbits: 8\nskip: [first]\nclip: null\noverrides: {}\nprecision: 32-true\n",
+    "conf/quant/int8.yaml": "defaults: [_self_, {clip: null}]\nname: int8\nbits: 8\nskip: [first]\nclip: null\n"
+    "overrides: {}\nprecision: 32-true\n",
     "conf/quant/fp32.yaml": "name: fp32\nbits: 32\nskip: []\nclip: null\noverrides: {}\nprecision: 32-true\n",
     "conf/quant/octo.yaml": "defaults: [int8, _self_]\nname: octo\nclip: {ratio: 0.95}\noverrides: {fc: fp32}\n",
-    "conf/quant/prc.yaml": "defaults: [int8, _self_]\nname: prc\nclip: {form: ratio, coefficient: 0.95, z: 2.5, "
-    "learning_rate: 0.01}\n",
+    "conf/quant/prc.yaml": "defaults: [int8, _self_, {override clip: ratio}]\nname: prc\n",
+    "conf/quant/clip/ratio.yaml": "coefficient: 0.95\n",
+    "conf/quant/clip/gaussian.yaml": "z: 2.5\n",
     "conf/kernel/auto.yaml": "impl: auto\n",
     "conf/hw/systolic_32x32.yaml": "# @package hw.systolic_32x32\nrows: 32\n",
     "conf/energy/horowitz_45nm.yaml": "name: horowitz_45nm\n",

@@ -83,10 +83,10 @@ OUT_OF_RANGE = {
     "trainer.limit_train_batches=1.5": "trainer.limit_train_batches expects a fraction up to 1.0, or a number of",
     "+trainer.logger=false": "trainer.logger expects nothing, for the run itself gives it; write +logger.<name>",
 }
-EFFECTLESS = {
-    "quant=prc quant.clip.form=gaussian quant.clip.coefficient=0.5": "set quant.clip.z, or choose that form",
-    "quant=prc quant.clip.z=3": "quant.clip.z has no effect with quant.clip.form=ratio: it is of form=gaussian",
-    "quant=prc quant.clip.form=gaussian quant.clip.learning_rate=1": "it is of form=learned",
+OF_ANOTHER_FORM = {
+    "quant=prc quant.clip.z=3": "unknown key 'quant.clip.z': coefficient is what this option has; quant/clip= chooses",
+    "quant=prc quant/clip=gaussian quant.clip.coefficient=0.5": "unknown key 'quant.clip.coefficient': z is what this",
+    "quant=prc quant/clip=gausian": "unknown quant/clip 'gausian': did you mean 'gaussian'? options: gaussian, ratio",
 }
 MALFORMED = {
     "model=[vgg11": "cannot read 'model=[vgg11'",
@@ -129,7 +129,7 @@ INCOMPLETE = {
     "data=broken": "broken.yaml",
     "-cd sweeps -cn transfer": "'transfer' is a sweep: add -m to run it",
 }
-ALL_WRONG = {**UNKNOWN, **WRONG_TYPE, **OUT_OF_RANGE, **EFFECTLESS, **MALFORMED, **INCOMPLETE}
+ALL_WRONG = {**UNKNOWN, **WRONG_TYPE, **OUT_OF_RANGE, **OF_ANOTHER_FORM, **MALFORMED, **INCOMPLETE}
 
 RIGHT = {
     "": "",
@@ -153,7 +153,8 @@ RIGHT = {
     "optim.scheduler._target_=torch.optim.lr_scheduler.StepLR optim.scheduler.step_size=3": (
         "optim.scheduler._target_=torch.optim.lr_scheduler.StepLR +optim.scheduler.step_size=3"
     ),
-    "-m quant=prc quant.clip.form=ratio,gaussian quant.clip.z=2,3": None,
+    "-m quant=prc quant/clip=ratio,gaussian": None,
+    "quant=prc quant/clip=gaussian quant.clip.z=2": None,
     "data=local data.root=a": "data=local data.root=a",
     "hw=[tpu_v1,systolic_32x32]": "hw=[tpu_v1,systolic_32x32]",
     "hw=tpu_v1": "hw=tpu_v1",

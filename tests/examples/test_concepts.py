@@ -59,7 +59,7 @@ def codes_in_training(t: Tensor, scheme: str, **changes: object) -> Tensor:
 )
 def test_a_clipped_gradient_is_the_frameworks(form, bounds, bits):
     g = torch.randn(64, 16).pow(3)
-    framework = codes_in_training(g, "prc", clip={"form": form}, g={"bits": bits})
+    framework = codes_in_training(g, "prc", clip=form, g={"bits": bits})
     drawn = captured.rounded(g, *bounds(g), bits)
     assert drawn.unique().numel() > 2 * bits
     torch.testing.assert_close(drawn, framework, rtol=1e-5, atol=0)

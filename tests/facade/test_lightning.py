@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from octo_exp.base.errors import UserError
 from octo_exp.lightning import Int8
 from octo_exp.nn.layers import QuantLayer
+from octo_exp.quant.compensation import Affine
 from octo_exp.quant.operand import Quantizer
 from tests.facade.strangers import NETS, StrangersModule, pictures
 from tests.nn.doors import watched_doors
@@ -65,9 +66,9 @@ def test_layers_are_converted_once_and_optimized_with_their_compensation(tmp_pat
 
 
 def test_what_the_compensation_adds_to_the_loss_is_in_the_gradients(tmp_path: Path) -> None:
-    affine = {"form": "affine", "init_std": 0.5}
-    weak = _fit(tmp_path, "depthwise", epochs=1, compensation={**affine, "decay": 0.0})
-    strong = _fit(tmp_path, "depthwise", epochs=1, compensation={**affine, "decay": 5.0})
+    affine = {"granularity": "channel", "learning_rate": 0.001, "init_std": 0.5}
+    weak = _fit(tmp_path, "depthwise", epochs=1, compensation=Affine(**affine, decay=0.0))
+    strong = _fit(tmp_path, "depthwise", epochs=1, compensation=Affine(**affine, decay=5.0))
 
     def size(module: StrangersModule) -> float:
         return sum(
@@ -164,7 +165,7 @@ class Frozen(StrangersModule):
 
 
 def test_a_frozen_compensation_adds_no_gradient() -> None:
-    _trainer(callbacks=[Int8("octo", compensation={"form": "affine"})]).fit(Frozen(), _batches())
+    _trainer(callbacks=[Int8("octo", compensation="affine")]).fit(Frozen(), _batches())
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

@@ -21,7 +21,11 @@ CONVERTING = [name for name in SCHEMES if name not in ("fp32", "bf16")]
 def scheme(name: str, **changes: Any) -> Scheme:
     """The shipped scheme `name`, no layer skipped; changes by dotted key with '__' for '.'."""
     overrides = [f"+quant={name}", "quant.skip=[]"]
-    overrides += [f"quant.{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    # Forms are options of groups.
+    places = {
+        key: f"quant/{key}" if key in ("clip", "compensation") else f"quant.{key.replace('__', '.')}" for key in changes
+    }
+    overrides += [f"{places[key]}={value}" for key, value in changes.items()]
     built = instantiate(compose_copy(None, *overrides).quant, _convert_="all")
     assert isinstance(built, Scheme)
     return built

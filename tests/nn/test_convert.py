@@ -118,7 +118,7 @@ def test_bad_overrides_are_refused(changes, message):
         ("int8", {"output": "int4"}, "quant.output='int4'"),
         ("int8", {"x__granularity": "channel"}, "only w may"),
         ("int8", {"g__symmetric": "false"}, "symmetrically"),
-        ("lac", {"x__symmetric": "true"}, "choose quant.compensation.form=affine"),
+        ("lac", {"x__symmetric": "true"}, "choose quant/compensation=affine"),
     ],
 )
 def test_schemes_that_could_not_run_as_they_say_are_refused(name, changes, message):
@@ -142,7 +142,7 @@ def test_penalty_is_the_affine_forms_and_none_otherwise():
     converted(model, with_skip("lac", "first"))
     assert compensation_penalty(model) is None
     model = net()
-    converted(model, with_skip("lac", "first", compensation__form="affine"))
+    converted(model, with_skip("lac", "first", compensation="affine"))
     total = sum(layer.compensator.penalty() for layer in (model.conv2, model.fc1, model.fc2))
     assert torch.allclose(compensation_penalty(model), total)
 

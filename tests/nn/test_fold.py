@@ -35,7 +35,7 @@ def trained(name: str, **changes: object) -> nn.Module:
 @pytest.mark.parametrize("form", ["zero_point", "affine"])
 @torch.no_grad()
 def test_what_lac_adds_goes_into_the_bias(form):
-    net, before = trained("lac", compensation__form=form), small()
+    net, before = trained("lac", compensation=form), small()
     plain = folded(net, small())
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantLayer)}
     assert layers

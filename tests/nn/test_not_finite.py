@@ -88,7 +88,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(name, changes, impl):
 
 @pytest.mark.parametrize("range_", ["dynamic", "hindsight"])
 def test_ranges_stay_finite_where_the_weights_do_not(range_):
-    net = network("octo", "torch", x__range=range_, g__range=range_, clip__form="learned")
+    net = network("octo", "torch", x__range=range_, g__range=range_, clip="learned")
     a, b, c = images(3)
     train(net, [a])
     stored = {key: value.clone() for key, value in net.named_buffers()}

@@ -8,17 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
-from octo_exp.quant.clipping import FORMS, Clipping, gaussian_bounds, range_log_gradient, ratio_bounds
+from octo_exp.quant.clipping import ClipForm, gaussian_bounds, range_log_gradient, ratio_bounds
 from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
 from octo_exp.quant.rounding import Clock
+from tests.quant.helpers import CLIPS, clipping
 
 
-def clipping(**changes) -> Clipping:
-    values = {"form": "ratio", "coefficient": 0.95, "z": 2.576, "rho_init": 1.0, "learning_rate": 0.01}
-    return Clipping(**(values | changes))
-
-
-def clip(spec: Clipping, t: torch.Tensor) -> torch.Tensor:
+def clip(spec: ClipForm, t: torch.Tensor) -> torch.Tensor:
     lower, upper = spec.build().bounds(t, *torch.aminmax(t))
     return torch.clamp(t, lower, upper)
 
@@ -29,7 +25,7 @@ tensors = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40).map(
 @settings(max_examples=300)
 @given(
     tensors,
-    st.sampled_from(FORMS),
+    st.sampled_from(list(CLIPS)),
     st.floats(0.05, 1.0),
     st.floats(0.1, 4.0),
     st.floats(0.05, 1.0),
@@ -45,7 +41,7 @@ def test_sign_order_and_range_are_kept(t, form, coefficient, z, rho):
     assert (out[order].diff() >= 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CLIPS)
 @pytest.mark.parametrize("t", [torch.zeros(5), torch.full((5,), 2.5), torch.full((5,), -2.5)])
 def test_zero_and_constant_tensors_are_safe(form, t):
     spec = clipping(form=form, coefficient=0.5, rho_init=0.5)
@@ -152,7 +148,7 @@ def test_learned_range_lowers_the_quantization_error(heavy, shrinks):
         assert rho > 0.85
 
 
-def gradient_quantizer(spec: Clipping, **changes) -> RangeQuantizer:
+def gradient_quantizer(spec: ClipForm, **changes) -> RangeQuantizer:
     values = {"bits": 8, "symmetric": True, "granularity": "tensor", "rounding": "nearest", "range": "dynamic"}
     operand = OperandSpec(**({**values, "momentum": 0.9} | changes))
     return RangeQuantizer(operand, operand="g", layer="l", clock=Clock(), stored=False, clip=spec)
@@ -199,12 +195,12 @@ def test_learned_state_is_saved_and_other_forms_save_none():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"form": "magic"},
         {"coefficient": 0.0},
         {"coefficient": 1.2},
-        {"z": 0.0},
-        {"rho_init": 0.0},
-        {"learning_rate": -1},
+        {"form": "gaussian", "z": 0.0},
+        {"form": "gaussian", "z": math.nan},
+        {"form": "learned", "rho_init": 0.0},
+        {"form": "learned", "learning_rate": -1},
     ],
 )
 def test_bad_values_are_refused(changes):

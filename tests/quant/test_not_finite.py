@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from octo_exp.base.errors import UserError
-from octo_exp.quant.clipping import FORMS, Clipping
 from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
 from octo_exp.quant.rounding import Clock
+from tests.quant.helpers import CLIPS, clipping
 
 BAD = [math.nan, math.inf, -math.inf]
-CLIPS = {form: {"coefficient": 0.9, "z": 2.5, "rho_init": 0.8, "learning_rate": 0.1} for form in FORMS}
+CLIP = {"coefficient": 0.9, "z": 2.5, "rho_init": 0.8, "learning_rate": 0.1}
 
 
 def quantizer(operand: str, form: str | None = None, impl: str = "reference", **changes) -> RangeQuantizer:
     values = {"bits": 8, "symmetric": True, "granularity": "tensor", "rounding": "nearest", "range": "dynamic"}
     spec = OperandSpec(**({**values, "momentum": 0.9} | changes))
-    clip = None if form is None else Clipping(form=form, **CLIPS[form])
+    clip = None if form is None else clipping(form, **CLIP)
     options = {"operand": operand, "layer": "layer", "clock": Clock(), "stored": operand == "x", "clip": clip}
     return RangeQuantizer(spec, **options, impl=impl)
 
@@ -46,7 +46,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("range_", ["dynamic", "hindsight"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize(("operand", "form"), [("x", None), ("w", None), *[("g", form) for form in (None, *FORMS)]])
+@pytest.mark.parametrize(("operand", "form"), [("x", None), ("w", None), *[("g", form) for form in (None, *CLIPS)]])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_step_that_is_not_finite_stores_nothing(impl, bad, range_, rounding, operand, form, symmetric):
     options = {"range": range_, "rounding": rounding, "symmetric": symmetric}

@@ -130,7 +130,7 @@ def test_changed_schemes(change, skip):
 @pytest.mark.parametrize("form", ["affine", "zero_point", "exact"])
 @pytest.mark.parametrize("changes", [{}, {"w__granularity": "channel", "grad_weight": "fp32"}], ids=["plain", "mixed"])
 def test_compensation(form, granularity, changes):
-    built = scheme("octo", compensation__form=form, compensation__granularity=granularity, **changes)
+    built = scheme("octo", compensation=form, compensation__granularity=granularity, **changes)
     same_bytes(quantized(layers(), built))
     net = quantized(layers(), built)
     for layer in (net[2], net[5], net[16]):

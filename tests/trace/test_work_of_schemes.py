@@ -42,7 +42,7 @@ def test_drawn_noise_costs_a_draw_an_element():
 # The sums of a tensor and of its square; the error of every code.
 @pytest.mark.parametrize(("form", "operations"), [("ratio", 0), ("gaussian", 3), ("learned", 4)])
 def test_clipping_costs_its_statistics(form, operations):
-    costs = added("prc", clip__form=form)
+    costs = added("prc", clip=form)
     assert costs == ({("grad_input", "quantize"): operations * Y} if operations else {})
 
 
@@ -53,7 +53,7 @@ def test_a_zero_point_costs_the_sums_of_the_codes():
 
 def test_compensation_costs_its_parameters():
     # Affine, three parameters a channel.
-    costs = added("lac", x__symmetric="true", compensation__form="affine", compensation__granularity="channel")
+    costs = added("lac", x__symmetric="true", compensation="affine", compensation__granularity="channel")
     three = 3 * 3
     assert costs == {
         ("output", "elementwise"): three,
