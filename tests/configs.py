@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -15,6 +15,21 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def options(group: str) -> list[str]:
     """The names in a config group, from its folder."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def node_of(group: str, option: str) -> DictConfig:
+    """The yaml of an option over those of its own group that its `defaults` name; a `_target_` may be missing."""
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
+    assert isinstance(node, DictConfig)
+    for base in node.pop("defaults", []):
+        if isinstance(base, str) and base != "_self_" and "@" not in base:
+            node = OmegaConf.merge(node_of(group, base), node)
+    return node
+
+
+def target_of(group: str, option: str) -> str:
+    """What an option makes, as its yaml or the one below it says; None and ??? as words."""
+    return str(OmegaConf.to_container(node_of(group, option)).get("_target_"))
 
 
 def compose_copy(root: str | None, *overrides: str) -> DictConfig:

@@ -13,16 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
-from tests.configs import CONF, composed, options, pairwise
+from tests.configs import CONF, composed, node_of, options, pairwise
 from tests.graph.calibrate.helpers import MODELS as NARROW
+from tests.nn.helpers import CONVERTING, SCHEMES
 
-# Networks of others: tests/models. int8 graphs are read from files and belong to quant=native (tests/test_native.py);
-# ptq: tests/test_posttraining.py.
-OTHERS = {"hf", "own", "graph", "mbv2_w035", "mcunet_5fps", "proxyless_w03", "native", "ptq"}
-# Sets of the hub, and a folder of your own, differ from these in nothing that a step on random images sees.
-HUB = {"cars", "cifar100", "cub", "flowers102", "folder", "food101", "pets", "vww"}
-GROUPS = {group: [o for o in options(group) if o not in OTHERS | HUB] for group in ("data", "model", "quant")}
-FLOAT = {"fp32", "bf16"}
+
+def shapes() -> list[str]:
+    """One data set of each shape of images: others differ in nothing that a step on random images sees."""
+    found = {tuple(node_of("data", name).shape): name for name in reversed(options("data")) if name != "folder"}
+    return sorted(found.values())
+
+
+# Float networks of the package, with narrower layers for the large ones. Those of others: tests/models; int8 graphs are
+# read from files and belong to quant=native: tests/test_native.py.
+GROUPS = {"data": shapes(), "model": list(NARROW), "quant": SCHEMES}
 
 
 def step(cfg: DictConfig) -> None:
@@ -32,7 +36,7 @@ def step(cfg: DictConfig) -> None:
     converted = convert(
         net, instantiate(cfg.quant, _convert_="all"), impl="torch", clock=Clock(), input_shape=data.input_shape
     )
-    assert bool(converted.quantized) == (cfg.quant.name not in FLOAT)
+    assert bool(converted.quantized) == (cfg.quant.name in CONVERTING)
     optimizer = instantiate(cfg.optim.optimizer)(parameter_groups(net))
     before = [p.detach().clone() for p in net.parameters()]
     x, labels = torch.randn(2, *data.input_shape), torch.tensor([0, 1])
@@ -123,23 +127,30 @@ def targets(node: object, path: str = ""):
 ADDED_LATER = {"transforms", "origin"}
 
 
-@pytest.mark.parametrize("group", ["data", "model", "quant", "hw", "callbacks", "optim", "logger", "trainer"])
-def test_research_values_have_no_default_in_python(group):
+OURS = [
+    (group, option)
+    for group in ("data", "model", "quant", "hw", "callbacks", "optim", "logger", "trainer")
+    for option in options(group)
+    if option != "own"
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OURS)
+def test_research_values_have_no_default_in_python(group, option):
     """Our own constructors are keyword-only, without defaults, and the yaml names every argument."""
-    for option in set(options(group)) - {"own"}:
-        settings = [f"hw=[{option}]" if group == "hw" else f"{group}={option}"]
-        # Only its user knows.
-        cfg = composed(*settings, *(["data.classes=2"] if option == "folder" else []))
-        for path, node in targets(cfg[group]):
-            if not node._target_.startswith("octo_exp.") or node._target_.endswith("warmup_cosine"):
-                continue
-            parameters = inspect.signature(get_object(node._target_)).parameters.values()
-            given = {key for key in node if not str(key).startswith("_")}
-            assert {p.name for p in parameters} == given, f"conf/{group}/{option}.yaml: {path}"
-            assert all(p.kind == p.KEYWORD_ONLY for p in parameters), f"{path} takes positional arguments"
-            if group != "hw":
-                given_later = [p.name for p in parameters if p.default is not p.empty]
-                assert set(given_later) <= ADDED_LATER, f"{path} has a default in Python"
+    settings = [f"hw=[{option}]" if group == "hw" else f"{group}={option}"]
+    # Only its user knows.
+    cfg = composed(*settings, *(["data.classes=2"] if option == "folder" else []))
+    for path, node in targets(cfg[group]):
+        if not node._target_.startswith("octo_exp.") or node._target_.endswith("warmup_cosine"):
+            continue
+        parameters = inspect.signature(get_object(node._target_)).parameters.values()
+        given = {key for key in node if not str(key).startswith("_")}
+        assert {p.name for p in parameters} == given, f"conf/{group}/{option}.yaml: {path}"
+        assert all(p.kind == p.KEYWORD_ONLY for p in parameters), f"{path} takes positional arguments"
+        if group != "hw":
+            given_later = [p.name for p in parameters if p.default is not p.empty]
+            assert set(given_later) <= ADDED_LATER, f"{path} has a default in Python"
 
 
 def test_trainer_keys_are_lightnings():

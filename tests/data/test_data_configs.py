@@ -34,7 +34,7 @@ def test_the_sets_of_the_readme_are_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_are_the_constructor_s(name: str) -> None:
-    keys = set(OmegaConf.load(CONF / f"data/{name}.yaml"))
+    keys = set(composed(name).data)
     assert keys == {"_target_", *inspect.signature(ImageDataModule).parameters}
 
 

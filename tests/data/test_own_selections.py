@@ -50,11 +50,15 @@ def test_a_set_that_is_not_there_is_answered_with_where_it_is_from(name, tmp_pat
     assert cfg.hub in line if cfg.hub else re.search(r", made of .*, as (docs|conf)/\S+ says$", line)
 
 
-def test_the_page_names_every_set():
-    table = " ".join(line for line in PAGE.splitlines() if line.startswith("|"))
-    assert {name for name in options("data") if f"`{name}`" not in table} == {"folder"}
-    for name in options("data"):
-        assert (composed(f"data={name}").data.hub or "") in table
+def test_the_page_says_of_each_set_where_it_is_from():
+    rows = [line.split("|")[1::2] for line in PAGE.splitlines() if line.startswith("| `")]
+    named = {name: origin for names, origin in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(named) <= set(options("data"))
+    for name, origin in named.items():
+        assert (composed(f"data={name}").data.hub or "") in origin
+    sends = [name for name in options("data") if "docs/data_sets.md" in (composed(f"data={name}").data.origin or "")]
+    assert sends
+    assert set(sends) <= set(named)
 
 
 def test_flowers_are_made_as_the_page_says(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ from octo_exp.base.errors import UserError
 from octo_exp.export import __main__ as command
 from octo_exp.export.evidence import Evidence, state_of, written
 from octo_exp.export.formats import FORMATS, module_of
+from tests.export.c_helpers import stand_in
+from tests.export.text_helpers import quantized
 
 
 def form(**parts):
@@ -57,6 +59,22 @@ def test_what_is_no_evidence_does_not_pass_for_it(tmp_path):
 
 def test_the_report_has_nothing_to_verify_and_every_other_format_has():
     assert [name for name in FORMATS if not hasattr(module_of(name), "verify")] == ["report"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_holds_a_graph_and_verifies_where_it_can(name, tmp_path):
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+    given = stand_in(quantized("lenet5"), images=12)
+    source = SimpleNamespace(net=None)
+    more = {"original": given.spec, "origin": "calibrated", "source": source, "batches": given.batches}
+    graph = SimpleNamespace(spec=given.spec, net=given.net, profile=None, **more)
+    module = module_of(name)
+    _, evidence = written(module, graph, tmp_path, "net")
+    assert (tmp_path / f"net{module.SUFFIX}").exists()
+    assert state_of(evidence) == ("verified" if hasattr(module, "verify") else "computed")
+    if evidence is not None:
+        assert (evidence.images, evidence.equal) == (12, 12)
 
 
 @pytest.mark.parametrize("evidence", [None, Evidence(images=20, equal=19, by="a runtime", of="classes", allowed=1)])

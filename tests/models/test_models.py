@@ -25,7 +25,7 @@ def test_norm_is_a_config_value_of_each_model(name, norm):
     net = model(name, f"norm={norm}", channels=1, classes=7)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert bool(norms) == (norm == "batch")
-    size = 28 if name in ("simplecnn", "vgg11_octo", "alexnet_octo") else 32
+    _, size, _ = MODELS[name]
     assert net(torch.rand(2, 1, size, size)).shape == (2, 7)
 
 
@@ -177,7 +177,7 @@ def test_bad_values_are_refused_by_their_key(name, setting):
 @pytest.mark.parametrize("name", MODELS)
 def test_he_initialization_keeps_the_signal(name):
     net = model(name, "norm=none").eval()
-    size = 28 if name in ("simplecnn", "vgg11_octo") else 32
+    _, size, _ = MODELS[name]
     with torch.no_grad():
         logits = net(torch.randn(64, 3, size, size))
     assert 0.1 < logits.std() < 10

@@ -1,5 +1,6 @@
 """Schemes and layers for the tests of nn, built from the shipped yaml files."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,17 @@ from torch import nn
 
 from octo_exp.nn.convert import convert
 from octo_exp.nn.layers import QuantLayer
+from octo_exp.quant.clipping import ClipForm
+from octo_exp.quant.quantizer import OperandSpec
 from octo_exp.quant.rounding import Clock
-from octo_exp.quant.scheme import Scheme
-from tests.configs import CONF, compose_copy
+from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
+from tests.configs import compose_copy, node_of, options, target_of
 
-# These are no schemes of float nets: tests/test_native.py, tests/test_posttraining.py.
-SCHEMES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem not in ("native", "ptq"))
-CONVERTING = [name for name in SCHEMES if name not in ("fp32", "bf16")]
+# What else `quant=` names: tests/test_native.py, tests/test_posttraining.py.
+SCHEMES = [name for name in options("quant") if target_of("quant", name) == "octo_exp.quant.scheme.Scheme"]
+CONVERTING = [name for name in SCHEMES if not {node_of("quant", name)[role] for role in ROLES} <= {"fp32"}]
+# How far a product may be off, in errors of its operands: few sums, of data with few values, scatter.
+SPREAD = 4.0
 
 
 def scheme(name: str, **changes: Any) -> Scheme:
@@ -46,6 +51,36 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """|actual - expected| / |expected|, Frobenius norms in float64."""
     actual, expected = actual.detach().double(), expected.detach().double()
     return float((actual - expected).norm() / expected.norm())
+
+
+def rounding_error(t: torch.Tensor, spec: OperandSpec | None, clip: ClipForm | None = None) -> float:
+    """What rounding to the spec's bits, over its granularity's ranges, and clipping may do to t: |q - t| / |t|."""
+    if spec is None:
+        return 0.0
+    rows = t.detach().flatten(1) if spec.granularity == "channel" else t.detach().reshape(1, -1)
+    low, high = rows.amin(1), rows.amax(1)
+    if clip is not None:
+        low, high = clip.build().bounds(rows, low, high)
+    codes = 2**spec.bits - 2 if spec.symmetric else 2**spec.bits - 1
+    width = 2 * torch.maximum(low.abs(), high.abs()) if spec.symmetric else high.clamp(min=0) - low.clamp(max=0)
+    # A code covers its width; what is rounded lies anywhere in it.
+    rounded = (width / codes).square().mul(rows.shape[1] / 12).sum()
+    cut = (rows - rows.clamp(low[:, None], high[:, None])).square().sum()
+    return float(((rounded + cut) / rows.square().sum()).sqrt())
+
+
+def product_budget(layer: QuantLayer, role: str, operands: Mapping[str, torch.Tensor]) -> float:
+    """How far a role's product may be from that of its float operands, relative to it: by bits and granularity."""
+    scheme = layer.scheme
+    if scheme.precision_of(role) not in ("fake", "int8"):
+        # bf16 has 8 bits of mantissa.
+        return SPREAD * 2**-8
+    errors = []
+    for name in ROLE_OPERANDS[role]:
+        scaled = f"{name}_scaled" if role == "grad_input" and f"{name}_scaled" in operands else name
+        clip = scheme.clip if name == "g" else None
+        errors.append(rounding_error(operands[scaled], scheme.operand(name), clip) if name in operands else 0.0)
+    return SPREAD * math.hypot(*errors)
 
 
 def state(module: nn.Module) -> Mapping[str, torch.Tensor]:

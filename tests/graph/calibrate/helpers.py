@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from octo_exp.graph.calibrate.plan import Block, Conv, Plan, Pool
-from tests.configs import CONF, compose_copy
+from tests.configs import compose_copy, node_of, options
 
 # Widths that keep the tests short.
 _NARROW = {
@@ -23,7 +23,7 @@ _GREY = ("alexnet_octo", "lenet5", "simplecnn", "vgg11_octo")
 
 
 def _models() -> dict[str, tuple[int, int, tuple[str, ...]]]:
-    nodes = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "model").glob("*.yaml"))}
+    nodes = {name: node_of("model", name) for name in options("model")}
     # hf.yaml, of the global package, has no target of its own: tests/models/test_hf.py.
     targets = {name: str(OmegaConf.to_container(node).get("_target_")) for name, node in nodes.items()}
     ours = {name: node for name, node in nodes.items() if targets[name].startswith("octo_exp.models.")}
