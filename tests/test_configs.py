@@ -78,11 +78,11 @@ def test_a_composed_config_is_its_callers_own():
 
 
 FORMS = [
-    *(f"quant=lac quant/compensation={form}" for form in ("zero_point", "affine")),
+    *(f"quant=lac quant/compensation={form}" for form in options("quant/compensation")),
     "quant=lac quant.compensation.granularity=element",
     "quant=lac quant.compensation.granularity=element quant/compensation=affine",
     "quant=lac quant.compensation.theta_init=-1",
-    *(f"quant=prc quant/clip={form}" for form in ("ratio", "gaussian", "learned")),
+    *(f"quant=prc quant/clip={form}" for form in options("quant/clip")),
     *(f"quant=octo quant.w.granularity={g}" for g in ("tensor", "channel")),
     *(f"quant=octo quant.{o}.rounding=stochastic" for o in ("x", "w", "g")),
     *(f"quant=octo quant.{o}.range=hindsight" for o in ("x", "g")),
@@ -104,7 +104,7 @@ def test_every_form_trains_a_step(settings, norm):
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [(path.parent.relative_to(CONF).as_posix(), path.stem) for path in sorted(CONF.glob("*/*.yaml"))],
+    [(path.parent.relative_to(CONF).as_posix(), path.stem) for path in sorted(CONF.glob("*/**/*.yaml"))],
 )
 def test_every_yaml_composes_and_says_what_it_is(group, option):
     settings = {"hw": f"hw=[{option}]"}.get(group, f"{group}={option}")

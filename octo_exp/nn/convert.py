@@ -125,7 +125,7 @@ def set_impl(net: nn.Module, impl: str) -> None:
 
 def _needs_shapes(scheme: Scheme, names: tuple[str, ...]) -> bool:
     specs = [scheme.for_layer(name).compensation for name in names]
-    return any(spec is not None and spec.granularity == "element" for spec in specs)
+    return any(spec is not None and spec.by_element for spec in specs)
 
 
 def _output_shapes(

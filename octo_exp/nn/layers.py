@@ -100,7 +100,7 @@ class QuantLayer(nn.Module):
         if spec is None:
             return None
         shape: tuple[int, ...] = (self.outputs,)
-        if spec.granularity == "element" and isinstance(self, nn.Conv2d):
+        if spec.by_element and isinstance(self, nn.Conv2d):
             if output_shape is None:
                 raise UserError(f"layer {self.layer_name!r}: granularity=element needs the net's input shape")
             shape = output_shape

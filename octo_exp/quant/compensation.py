@@ -37,16 +37,30 @@ def affine_term(alpha: Tensor, mu: Tensor, offset: Tensor) -> Tensor:
     return alpha * mu + offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Compensation(ABC):
-    """What `quant/compensation=` names: a form of LAC, its fields the form's settings.
+    """What `quant/compensation=` names: a form of LAC, a frozen dataclass, its fields the form's settings."""
 
-    granularity: parameters per output `channel` or `element`. learning_rate: of the form's parameters.
-    """
-
+    __slots__ = ()
     # Whether it compensates the zero point of x, and whether the exact error is given back instead of a learned term.
     uses_zero_point: ClassVar[bool] = False
     gives_error_back: ClassVar[bool] = False
+
+    @property
+    def by_element(self) -> bool:
+        """Whether there are parameters for each output element, so that the output's shape must be known."""
+        return False
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...]) -> "Compensator | None":
+        """Return the parameters for outputs of `shape` ((C,) or (C, H, W)); None where there are none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedForm(Compensation):
+    """What forms with parameters share.
+
+    granularity: parameters per output `channel` or `element`. learning_rate: theirs.
+    """
 
     granularity: str
     learning_rate: float
@@ -61,13 +75,14 @@ class Compensation(ABC):
         if not self.learning_rate >= 0:
             raise UserError(f"quant.compensation.learning_rate must be 0 or more, got {self.learning_rate}")
 
-    @abstractmethod
-    def build(self, shape: tuple[int, ...]) -> "Compensator | None":
-        """Return the parameters for outputs of `shape` ((C,) or (C, H, W)); None where there are none."""
+    @property
+    def by_element(self) -> bool:
+        """Whether granularity is element."""
+        return self.granularity == "element"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZeroPoint(Compensation):
+class ZeroPoint(LearnedForm):
     """-theta*s_x*z_x*sum_k(w^); theta_init: 0 starts exact, -1 with the dropped term."""
 
     uses_zero_point: ClassVar[bool] = True
@@ -80,7 +95,7 @@ class ZeroPoint(Compensation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Affine(Compensation):
+class Affine(LearnedForm):
     """alpha*mu + offset; init_std: of mu and offset at the start. decay: of what the loss gains."""
 
     init_std: float
@@ -88,7 +103,7 @@ class Affine(Compensation):
 
     def __post_init__(self) -> None:
         """Refuse negative values."""
-        Compensation.__post_init__(self)
+        LearnedForm.__post_init__(self)
         if not (self.decay >= 0 and self.init_std >= 0):
             raise UserError("quant.compensation needs decay and init_std of 0 or more")
 
@@ -103,9 +118,6 @@ class Exact(Compensation):
 
     gives_error_back: ClassVar[bool] = True
 
-    granularity: str = "channel"
-    learning_rate: float = 0.0
-
     def build(self, shape: tuple[int, ...]) -> None:
         """Return None: nothing is learned."""
 
@@ -115,7 +127,7 @@ class Compensator(nn.Module):
 
     uses_zero_point: ClassVar[bool]
 
-    def __init__(self, spec: Compensation) -> None:
+    def __init__(self, spec: LearnedForm) -> None:
         super().__init__()
         self.spec = spec
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from octo_exp.base.errors import UserError
-from octo_exp.export.c99 import c, code, functions
+from octo_exp.export.c99 import code, functions
 from octo_exp.export.c99.code import header_file, identifier
 from octo_exp.export.c99.verify import FLAGS, run
+from octo_exp.export.formats import c
 from octo_exp.graph.calibrate import quantize_network
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers import IntegerNet

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from octo_exp.data.transforms import normalize
-from octo_exp.export import mcu
 from octo_exp.export import subject as graph
 from octo_exp.export.__main__ import main
+from octo_exp.export.formats import mcu
 from octo_exp.export.source import read_run
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.files.writer import write_model

@@ -14,8 +14,9 @@ from torch import nn
 
 import octo_exp.export.onnx
 from octo_exp.base.errors import UserError
+from octo_exp.export.formats import onnx as qdq
 from octo_exp.export.onnx import model as onnx_build
-from octo_exp.export.onnx import qdq, runtime, verify
+from octo_exp.export.onnx import runtime, verify
 from octo_exp.export.onnx.compare import Differences, compare_steps
 from octo_exp.graph.calibrate import quantize_network
 from octo_exp.graph.files.reader import read_model

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from octo_exp.export import report
+from octo_exp.export.formats import report
 from octo_exp.export.request import profile_of
 from octo_exp.hw import training_step_cost
 from octo_exp.trace.inference import inference_workload

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
+from octo_exp.export.formats.text import write_text
 from octo_exp.export.text import run_numpy, text
 from octo_exp.export.text.grammar import rows_of
 from octo_exp.export.text.read import read_text
-from octo_exp.export.text.text import write_text
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers.bounds import within_int32
 from octo_exp.graph.spec import ConvSpec, Image, InputSpec, ModelSpec

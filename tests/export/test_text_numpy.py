@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from octo_exp.base.errors import UserError
+from octo_exp.export.formats.text import write_text
 from octo_exp.export.text import run_numpy
-from octo_exp.export.text.text import write_text
 from octo_exp.graph.spec import Image, InputSpec, ModelSpec
 from tests.export.text_helpers import FakeGraph, odd_model, quantized, random_codes
 from tests.graph.helpers import conv_spec, pool_spec, tiny_model, tiny_resnet

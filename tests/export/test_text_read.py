@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from octo_exp.base.errors import UserError
+from octo_exp.export.formats.text import write_text
 from octo_exp.export.text import run_numpy
 from octo_exp.export.text.read import read_text
-from octo_exp.export.text.text import write_text
 from tests.export.text_helpers import random_codes
 from tests.graph.helpers import same, tiny_resnet
 

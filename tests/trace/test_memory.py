@@ -126,11 +126,21 @@ def test_changed_schemes(change, skip):
         same_bytes(quantized(Branches(), built))
 
 
-@pytest.mark.parametrize("granularity", ["channel", "element"])
-@pytest.mark.parametrize("form", ["affine", "zero_point", "exact"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"compensation": "exact"},
+        *(
+            {"compensation": form, "compensation__granularity": granularity}
+            for form in ("affine", "zero_point")
+            for granularity in ("channel", "element")
+        ),
+    ],
+    ids=lambda form: "-".join(form.values()),
+)
 @pytest.mark.parametrize("changes", [{}, {"w__granularity": "channel", "grad_weight": "fp32"}], ids=["plain", "mixed"])
-def test_compensation(form, granularity, changes):
-    built = scheme("octo", compensation=form, compensation__granularity=granularity, **changes)
+def test_compensation(form, changes):
+    built = scheme("octo", **form, **changes)
     same_bytes(quantized(layers(), built))
     net = quantized(layers(), built)
     for layer in (net[2], net[5], net[16]):
