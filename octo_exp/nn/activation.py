@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from octo_exp.kernels import fused
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.nn.eager import eager
+from octo_exp.workload import Epilogue
 
 
 class _Activate(torch.autograd.Function):

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from octo_exp.kernels import fused
-from octo_exp.kernels.epilogue import Epilogue, pack_bits, unpack_bits
+from octo_exp.kernels.plain.masks import pack_bits, unpack_bits
 from octo_exp.quant.qtensor import QTensor
+from octo_exp.workload import Epilogue
 
 if TYPE_CHECKING:
     from octo_exp.nn.layers import QuantLayer

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
@@ -20,6 +19,7 @@ from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.quantizer import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
+from octo_exp.workload import Epilogue
 
 _WIDTHS = {"fp32": 32, "bf16": 16, "fake": 32}
 

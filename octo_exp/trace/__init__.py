@@ -23,9 +23,8 @@ import torch
 from torch import nn
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.numbers import check_number
 from octo_exp.graph.train.graph_net import McuNet
-from octo_exp.hw import GRAD_INPUT_FORMS, Workload
-from octo_exp.hw.fields import check_number
 from octo_exp.trace.buffers import buffers_of
 from octo_exp.trace.gemms import gemms_of
 from octo_exp.trace.graph_optimizer import cost_of as optimizer_cost
@@ -35,6 +34,7 @@ from octo_exp.trace.optimizer import SGD, OptimizerCost
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.stand_ins import install
 from octo_exp.trace.vector import merged, optimizer_work, vector_work
+from octo_exp.workload import GRAD_INPUT_FORMS, Workload
 
 # A step of more would pass the bytes that torch can give a shape; the cost model refuses far fewer, by the layer.
 _MOST_IMAGES = 2**32

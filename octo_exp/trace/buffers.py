@@ -10,9 +10,9 @@ counted for one image at a time, gradients as codes for the whole batch.
 import math
 from collections.abc import Mapping, Sequence
 
-from octo_exp.hw import Buffer, Gemm
 from octo_exp.trace.recorded import Record
 from octo_exp.trace.vector import FLOAT_BYTES, trained_parameters
+from octo_exp.workload import Buffer, Gemm
 
 
 def buffers_of(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import Gemm
 from octo_exp.trace.recorded import Call
+from octo_exp.workload import Gemm
 
 _FLOAT_BITS = (32, 32)
 

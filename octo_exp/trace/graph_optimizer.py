@@ -8,10 +8,10 @@ from torch.optim import Optimizer
 
 from octo_exp.graph.train.modules import McuConv2d
 from octo_exp.graph.train.update import UpdateAdam, UpdateSGD
-from octo_exp.hw import VectorWork
 from octo_exp.trace.optimizer import OptimizerCost, optimizer_cost
 from octo_exp.trace.recorded import Record
 from octo_exp.trace.vector import FLOAT_BYTES, trained_parameters
+from octo_exp.workload import VectorWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

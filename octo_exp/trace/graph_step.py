@@ -16,7 +16,6 @@ from dataclasses import replace
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.train.graph_net import McuNet
-from octo_exp.hw import Buffer, Gemm, Workload
 from octo_exp.trace.buffers import buffers_of
 from octo_exp.trace.gemms import gemms_of
 from octo_exp.trace.graph_optimizer import scaling_work
@@ -24,6 +23,7 @@ from octo_exp.trace.graph_walk import Value, Walk
 from octo_exp.trace.meta_copy import meta_copy
 from octo_exp.trace.optimizer import OptimizerCost
 from octo_exp.trace.vector import FLOAT_BYTES, merged, optimizer_work, vector_work
+from octo_exp.workload import Buffer, Gemm, Workload
 
 
 def trace_graph(

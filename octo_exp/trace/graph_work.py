@@ -16,9 +16,9 @@ Gradients are float32. With `quantize_gradient` they are rounded to int8 and bac
 import math
 
 from octo_exp.graph.train.pool import Pool
-from octo_exp.hw import VectorWork
 from octo_exp.trace.recorded import Kept, Record
 from octo_exp.trace.vector import FLOAT_BYTES, QUANTIZE_OPS
+from octo_exp.workload import VectorWork
 
 WEIGHT_OPS = 2
 OUTPUT_OPS = 5

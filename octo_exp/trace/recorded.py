@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from octo_exp.hw import VectorWork
+from octo_exp.workload import VectorWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

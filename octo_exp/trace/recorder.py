@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import ROLES
 from octo_exp.trace.meta_copy import COUNTED
 from octo_exp.trace.recorded import Call, Event, Record, Storage
+from octo_exp.workload import ROLES
 
 # Layers that multiply and are not counted, whether or not the flop counter sees into them.
 _UNSUPPORTED = (

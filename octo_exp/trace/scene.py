@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octo_exp.hw import VectorWork
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.quant.quantizer import Quantizer
 from octo_exp.trace.recorded import Kept
 from octo_exp.trace.recorder import Recorder
 from octo_exp.trace.vector import CLIP_OPS, DRAW_OPS, FLOAT_BYTES, QUANTIZE_OPS
+from octo_exp.workload import Epilogue, VectorWork
 
 
 class _Stand(torch.autograd.Function):

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from octo_exp.hw import VectorWork
 from octo_exp.trace.gemms import gemms_of, is_unfolded, trained_weights
 from octo_exp.trace.optimizer import OptimizerCost
 from octo_exp.trace.recorded import Call, Event, Record
+from octo_exp.workload import VectorWork
 
 QUANTIZE_OPS = 4
 RESCALE_OPS = 2
