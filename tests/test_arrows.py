@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "graph": ({"kernels", "quant", "nn", "workload"}, {"torch", "numpy"}),
     "hw": ({"workload"}, {"numpy"}),
-    "trace": ({"kernels", "quant", "nn", "hw", "graph", "workload"}, {"torch"}),
+    "trace": ({"workload"}, {"torch"}),
     "config": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
     "runs": (
         {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "trace", "workload"},

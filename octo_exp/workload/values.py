@@ -10,6 +10,7 @@ ROLES = ("output", "grad_input", "grad_weight")
 GRAD_INPUT_FORMS = ("col2im", "im2col")
 WIDTHS = ("int8", "bf16", "fp32")
 VECTOR_KINDS = ("quantize", "rescale", "elementwise", "pool", "norm", "col2im", "optimizer")
+FLOAT_BYTES = 4
 # Of an element; the arithmetic counts bytes of at most 8.
 _MOST_BITS = 64
 BUFFER_KINDS = ("weight", "activation", "mask", "gradient", "optimizer", "workspace")
@@ -105,6 +106,10 @@ class VectorWork:
         for name, value, known in (("role", self.role, ROLES), ("kind", self.kind, VECTOR_KINDS)):
             if value not in known:
                 raise UserError(f"layer {self.layer!r}: {name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("operations", "bytes_read", "bytes_written"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < 0:
+                raise UserError(f"layer {self.layer!r}: {name} must be a whole number, 0 or more, got {count!r}")
 
     def __add__(self, other: "VectorWork") -> "VectorWork":
         """Both, of the same layer, role and kind."""

@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from octo_exp.nn.convert import convert
+from octo_exp.nn.layer_accounts import CLIP_OPS, DRAW_OPS
 from octo_exp.quant.rounding import Clock
-from octo_exp.trace.vector import CLIP_OPS, DRAW_OPS, QUANTIZE_OPS
+from octo_exp.workload import QUANTIZE_OPS
 from tests.nn.helpers import scheme
 from tests.trace.helpers import traced
 
