@@ -51,7 +51,7 @@ def _asked(
         # By position or by name: torch calls it `input`, this project's layers `x`.
         inputs = (*given, *named.values())
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-            raise UserError(f"layer {recorder.layer!r}: an account is that of one tensor, it is called with {inputs}")
+            raise UserError(f"layer {recorder.layer!r}: an account is that of one tensor, got {len(inputs)} arguments")
         return _answer(module, state, recorder, inputs[0], autocast=autocast)
 
     return forward
@@ -72,7 +72,6 @@ def _answer(
         raise UserError(f"layer {account.layer!r}: its account must say what it makes, of 16 or 32 bits an element")
     shape, dtype = account.y_shape, _DTYPES[account.y_bits]
     with recorder.silence():
-        made = lambda: torch.empty(shape, dtype=dtype, device="meta")  # noqa: E731
-        y: Tensor = _Made.apply(x, *module.parameters(), made)
+        y: Tensor = _Made.apply(x, *module.parameters(), lambda: torch.empty(shape, dtype=dtype, device="meta"))
     recorder.add_event([x], [y])
     return y

@@ -130,6 +130,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._running[-1] in self.asked:
             # Others were seen at work.
             self._macs += sum(product.macs for product in account.products)
+            self._macs += sum(gemm.macs for gemm in account.gemms if gemm.role == "output")
         self._seen[account.layer] += bool(account.products or account.gemms)
 
     def save(self, tensor: Tensor, event: int) -> None:

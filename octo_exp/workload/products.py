@@ -182,27 +182,22 @@ def trained_weights(product: Product, shares: Mapping[str, float]) -> int:
 
 def work_of(product: Product, grad_input_form: str) -> Iterator[VectorWork]:
     """The bias, its gradient, and the scattered additions of col2im."""
-    facts = {"layer": product.layer, "bytes_written": 0}
     # What int8 products are rescaled with holds the bias.
     if product.bias and max(product.bits.get("output", _FLOAT_BITS)) > 8:
-        results = math.prod(product.y_shape)
-        yield VectorWork(role="output", kind="elementwise", operations=results, bytes_read=0, **facts)
+        yield _vector(product, "output", "elementwise", math.prod(product.y_shape))
     if product.trains_bias:
-        read = product.out_elements * product.out_bits // 8
-        yield VectorWork(
-            role="grad_weight", kind="elementwise", operations=product.out_elements, bytes_read=read, **facts
-        )
+        elements = product.out_elements
+        yield _vector(product, "grad_weight", "elementwise", elements, read=elements * product.out_bits // 8)
     is_unfolded = product.window > 1 or product.stride != _ONE
     if grad_input_form == "col2im" and product.grad_input and is_unfolded:
         (columns,) = (g.m * g.n * g.count for g in gemms_of(product, grad_input_form, {}) if g.role == "grad_input")
-        yield VectorWork(
-            layer=product.layer,
-            role="grad_input",
-            kind="col2im",
-            operations=columns,
-            bytes_read=columns * FLOAT_BYTES,
-            bytes_written=math.prod(product.x_shape) * FLOAT_BYTES,
-        )
+        moved = {"read": columns * FLOAT_BYTES, "written": math.prod(product.x_shape) * FLOAT_BYTES}
+        yield _vector(product, "grad_input", "col2im", columns, **moved)
+
+
+def _vector(product: Product, role: str, kind: str, operations: int, *, read: int = 0, written: int = 0) -> VectorWork:
+    layer = product.layer
+    return VectorWork(layer=layer, role=role, kind=kind, operations=operations, bytes_read=read, bytes_written=written)
 
 
 def _touched(product: Product) -> int:
