@@ -1,6 +1,7 @@
 """A stranger's module states its own account, and is priced beside ordinary layers."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.hw import step_memory
+from octo_exp.trace import optimizer_cost
 from octo_exp.workload.products import output_shape
 from tests.trace.helpers import roles, traced
 
@@ -203,3 +205,15 @@ def test_the_page_runs_as_it_stands(root: Path, capsys: pytest.CaptureFixture[st
     (block,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "cost.md").read_text(), re.DOTALL)
     exec(compile(block, "docs/cost.md", "exec"), {"__name__": "page"})
     assert "1 grad_input 49 32 49 8" in capsys.readouterr().out
+
+
+class Halved(torch.optim.SGD):
+    def account(self, cost_of):
+        plain = cost_of(torch.optim.SGD(self.param_groups[0]["params"], lr=0.1, momentum=0.9))
+        return replace(plain, operations=plain.operations / 2)
+
+
+def test_an_optimizer_that_states_its_cost_is_believed():
+    parameters = nn.Linear(2, 2).parameters()
+    plain = optimizer_cost(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1, momentum=0.9))
+    assert optimizer_cost(Halved(parameters)) == replace(plain, operations=plain.operations / 2)
