@@ -13,9 +13,10 @@ PACKAGE = ROOT / "octo_exp"
 # room -> (rooms of octo_exp, third parties beside the standard library); every room may use `base`.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "base": (set(), {"filelock"}),
-    "kernels": (set(), {"torch"}),
-    "quant": ({"kernels"}, {"torch"}),
-    "nn": ({"kernels", "quant"}, {"torch"}),
+    "workload": (set(), set()),
+    "kernels": ({"workload"}, {"torch"}),
+    "quant": ({"kernels", "workload"}, {"torch"}),
+    "nn": ({"kernels", "quant", "workload"}, {"torch"}),
     "facade": ({"kernels", "nn", "quant"}, {"hydra", "omegaconf", "torch"}),
     "lightning": ({"facade", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
@@ -23,26 +24,26 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
         {"torch", "lightning", "datasets", "sklearn", "numpy", "PIL", "pyarrow", "rich", "huggingface_hub"},
     ),
-    "graph": ({"kernels", "quant", "nn"}, {"torch", "numpy"}),
-    "hw": (set(), {"numpy"}),
-    "trace": ({"kernels", "quant", "nn", "hw", "graph"}, {"torch"}),
+    "graph": ({"kernels", "quant", "nn", "workload"}, {"torch", "numpy"}),
+    "hw": ({"workload"}, {"numpy"}),
+    "trace": ({"workload"}, {"torch"}),
     "examples": (set(), {"matplotlib", "sklearn", "torch"}),
     "config": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
     "runs": (
-        {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "trace"},
+        {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "trace", "workload"},
         {"hydra", "lightning", "omegaconf", "rich", "torch", "yaml"},
     ),
     "export": (
-        {"config", "graph", "hw", "models", "nn", "runs", "trace"},
+        {"config", "graph", "hw", "models", "nn", "runs", "trace", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "cli": (
-        {"config", "data", "export", "graph", "hw", "models", "quant", "runs", "trace"},
+        {"config", "data", "export", "graph", "hw", "models", "quant", "runs", "trace", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "__main__": ({"cli"}, set()),
     "bench": (
-        {"config", "export", "graph", "hw", "kernels", "models", "nn", "quant", "runs", "trace"},
+        {"config", "export", "graph", "hw", "kernels", "models", "nn", "quant", "runs", "trace", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
     ),
 }

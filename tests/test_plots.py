@@ -1,8 +1,9 @@
 import pytest
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import Buffer, VectorWork, step_memory, training_step_cost
+from octo_exp.hw import step_memory, training_step_cost
 from octo_exp.runs.cost_plots import PARTS, cost_table, layer_parts, save_cost_figure, text_of
+from octo_exp.workload import Buffer, VectorWork
 from tests.hw.helpers import gemm, machine, workload
 
 

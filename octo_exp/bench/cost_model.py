@@ -25,10 +25,9 @@ from octo_exp.bench.subjects import Subject, build, config
 from octo_exp.hw import (
     DATAFLOWS,
     EnergyTable,
-    Gemm,
     HardwareProfile,
     Machines,
-    Workload,
+    gemm_arrays,
     gemm_cycles,
     price_gemms,
     step_memory,
@@ -36,6 +35,7 @@ from octo_exp.hw import (
 )
 from octo_exp.runs.cost_plots import save_cost_figure
 from octo_exp.trace import trace
+from octo_exp.workload import Gemm, Workload
 
 SIDE = 128
 # Columns of so many machines stay in a core's cache.
@@ -88,7 +88,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 
 def sweep(workload: Workload, base: HardwareProfile, energy: EnergyTable | None) -> Callable[[], None]:
     """Every design x every GEMM: compute cycles alone, or with a table cycles, stalls, traffic and energy."""
-    gemms, chunks = workload.arrays(), designs()
+    gemms, chunks = gemm_arrays(workload), designs()
 
     def run() -> None:
         for chunk in chunks:

@@ -23,8 +23,8 @@ from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.kernels import fused, ops
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.workload import Epilogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

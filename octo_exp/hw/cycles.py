@@ -34,7 +34,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product, shown
+from octo_exp.base.numbers import shown
+from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product
 
 DATAFLOWS = ("os", "ws", "is")
 CONVENTIONS = ("exact", "scalesim")

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw.fields import check_name, check_number, checked_sources, named_fields
+from octo_exp.base.numbers import check_number
+from octo_exp.hw.fields import check_name, checked_sources, named_fields
 from octo_exp.hw.profile import MEMORY
-from octo_exp.hw.workload import WIDTHS
+from octo_exp.workload import WIDTHS
 
 FloatArray = NDArray[np.float64]
 _NUMBERS = (

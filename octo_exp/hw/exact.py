@@ -10,33 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.numbers import rough
 
 LIMIT = 2**53
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-# Whole numbers from here on are shown rounded.
-_LONG = 10**16
 # Splits the 53 bits of a float64 into two halves (Veltkamp).
 _SPLITTER = 2.0**27 + 1
 
 
 def refusal(count: float, unit: str, remedy: str, where: str = "on this machine") -> UserError:
     """Return the one line for a count that is too large; `remedy` follows "check"."""
-    return UserError(f"{_rough(count)} {unit} {where}: more than 2^53 cannot be counted exactly; check {remedy}")
-
-
-def shown(value: object) -> str:
-    """A value as Python writes it, but for whole numbers of so many digits that nobody reads them."""
-    return _rough(value) if isinstance(value, int) and abs(value) >= _LONG else repr(value)
-
-
-def _rough(count: float) -> str:
-    """Two digits of a count of any size."""
-    if isinstance(count, float) or abs(count) < 10**300:
-        return f"{count:.1e}".replace("e+", "e")
-    return f"{'-' if count < 0 else ''}1e{int(math.log10(abs(count)))}"
+    return UserError(f"{rough(count)} {unit} {where}: more than 2^53 cannot be counted exactly; check {remedy}")
 
 
 def check(counts: NDArray[Any], unit: str, remedy: str) -> None:

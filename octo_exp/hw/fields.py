@@ -3,13 +3,11 @@
 import dataclasses
 import difflib
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw.exact import shown
 
 T = TypeVar("T")
 
@@ -42,23 +40,6 @@ def check_name(title: str, name: object) -> None:
     """Raise `UserError` unless `name` can be a part of log keys and file names."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"{title}: name must be made of letters, digits, '_', '.' and '-'")
-
-
-def check_number(
-    title: str, name: str, value: object, *, whole: bool, low: float | None = None, high: float | None = None
-) -> None:
-    """Raise `UserError` unless `value` is a finite number > 0, a whole one where asked, and in low..high."""
-    kind = "a whole number" if whole else "a number"
-    accepted = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        raise UserError(f"{title}: {name} must be {kind}, got {value!r}")
-    # Compared and not converted: an integer may be larger than any float.
-    if not 0 < value < math.inf:
-        raise UserError(f"{title}: {name} must be {kind} greater than zero, got {shown(value)}")
-    if low is not None and value < low:
-        raise UserError(f"{title}: {name} must be at least {low:g}, got {shown(value)}")
-    if high is not None and value > high:
-        raise UserError(f"{title}: {name} must be at most {high:.16g}, got {shown(value)}")
 
 
 def checked_sources(

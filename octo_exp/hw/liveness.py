@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octo_exp.hw.workload import BUFFER_KINDS, Buffer
+from octo_exp.workload import BUFFER_KINDS, Buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.numbers import shown
 from octo_exp.hw.cycles import choice_codes
-from octo_exp.hw.exact import shown
 from octo_exp.hw.profile import HardwareProfile, number_rule
 
 _WHOLE = ("rows", "cols")

@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.hw.columns import GemmArrays, vector_arrays
 from octo_exp.hw.cycles import DATAFLOWS, GemmCost, gemm_cost
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.exact import ceil_quotient, product
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.profile import HardwareProfile
 from octo_exp.hw.traffic import Traffic, dram_traffic, stall_cycles, vector_traffic
-from octo_exp.hw.workload import WIDTHS, GemmArrays, Workload
+from octo_exp.workload import WIDTHS, Workload
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -134,7 +135,7 @@ def _faster(new: GemmPrices, old: GemmPrices) -> GemmPrices:
 
 def price_vector(workload: Workload, machines: Machines, *, energy: EnergyTable | None = None) -> VectorPrices:
     """Price the work of the vector unit: an operation a lane and cycle, or what off-chip memory lets through."""
-    operations, read, written = workload.vector_arrays()
+    operations, read, written = vector_arrays(workload)
     has_unit = ~np.isnan(machines.vector_lanes)
     cycles = np.where(has_unit, -(-operations // machines.lanes), 0)
     transfer = ceil_quotient(read + written, machines.dram_bytes_per_cycle, "cycles", "dram_bytes_per_cycle")

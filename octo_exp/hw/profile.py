@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.numbers import check_number
 from octo_exp.hw.cycles import ARRAY_LIMIT, CHOICES
-from octo_exp.hw.fields import check_name, check_number, checked_sources, named_fields
+from octo_exp.hw.fields import check_name, checked_sources, named_fields
 
 # Read by `check_field`: how the number in a field is checked, and between which bounds every machine lies. A field that
 # carries one of them describes the machine and therefore needs an entry in `sources`.

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octo_exp.hw.columns import gemm_arrays
 from octo_exp.hw.cycles import DATAFLOWS
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import GemmPrices, check_arithmetic, price_gemms, price_vector
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.hw.workload import Gemm, Workload
+from octo_exp.workload import Gemm, Workload
 
 MIB = 2**20
 _UJ = 1e-6
@@ -178,7 +179,7 @@ def training_step_cost(
     """
     check_arithmetic(workload, profile, convention=convention, energy=energy)
     machine = Machines.of([profile])
-    prices = price_gemms(workload.arrays(), machine, convention=convention, energy=energy)
+    prices = price_gemms(gemm_arrays(workload), machine, convention=convention, energy=energy)
     rows = tuple(_row(gemm, prices, index, profile) for index, gemm in enumerate(workload.gemms))
     vector = () if convention == "scalesim" else _vector_rows(workload, machine, energy)
     return CostReport(

@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from octo_exp.hw.columns import GemmArrays
 from octo_exp.hw.cycles import GemmCost
 from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, check, product
 from octo_exp.hw.machines import Machines
-from octo_exp.hw.workload import GemmArrays
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

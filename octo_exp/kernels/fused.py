@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from octo_exp.kernels import epilogue, ops
-from octo_exp.kernels.epilogue import Epilogue
+from octo_exp.kernels import ops
 from octo_exp.kernels.geometry import ConvGeometry
-from octo_exp.kernels.plain import elementwise
+from octo_exp.kernels.plain import elementwise, masks
+from octo_exp.workload import Epilogue
 
 # (implementation, device) -> the module with compiled forms; what it lacks, or answers with None, runs in plain torch.
 _COMPILED = {
@@ -49,17 +49,17 @@ def activate(y: Tensor, steps: Epilogue, *, impl: str) -> tuple[Tensor, Tensor |
     Mask: uint8 bits [..., ceil(C/8)] for ReLU alone (lowest bit first), int8 [N, H//k, W//k, C] for a pool: the
     maximum's place in its window, the first of equals, k*k where ReLU cut it; None for neither.
     """
-    return (_compiled(impl, y.device.type, "activate") or epilogue.activate)(y, steps)
+    return (_compiled(impl, y.device.type, "activate") or masks.activate)(y, steps)
 
 
 def mask_gradient(g: Tensor, mask: Tensor, steps: Epilogue, *, impl: str) -> Tensor:
     """g, of the output's shape -> g where ReLU passed, else 0."""
-    return (_compiled(impl, g.device.type, "mask_gradient") or epilogue.mask_gradient)(g, mask, steps)
+    return (_compiled(impl, g.device.type, "mask_gradient") or masks.mask_gradient)(g, mask, steps)
 
 
 def spread(t: Tensor, mask: Tensor, steps: Epilogue, size: tuple[int, int], *, impl: str) -> Tensor:
     """t [N, C, H//k, W//k], masked before -> [N, C, H, W]: t at the place of each window's maximum, 0 elsewhere."""
-    return (_compiled(impl, t.device.type, "spread") or epilogue.spread)(t, mask, steps, size)
+    return (_compiled(impl, t.device.type, "spread") or masks.spread)(t, mask, steps, size)
 
 
 def _finished(y: Tensor, steps: Epilogue | None, impl: str) -> tuple[Tensor, Tensor | None]:

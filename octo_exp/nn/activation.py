@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from octo_exp.kernels import fused
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.nn.eager import eager
+from octo_exp.workload import Account, Epilogue, leaving
 
 
 class _Activate(torch.autograd.Function):
@@ -64,6 +64,14 @@ class Activation(nn.Module):
         if x.numel() == 0 or (self.steps.pool > 1 and x.dim() != 4):
             return activate_plainly(x.float(), self.steps)
         return activate(x, self.steps, self.impl)
+
+    def account(self, account: Account) -> None:
+        """State what a call costs: nothing where a layer before it does the work."""
+        if self.absorbed:
+            account.pass_on()
+            return
+        account.epilogue(account.x_shape, self.steps)
+        account.make(leaving(account.x_shape, self.steps))
 
     def as_float(self, x: Tensor) -> Tensor:
         """Return steps(x) by torch's own operations, on any device, whoever does them in training."""

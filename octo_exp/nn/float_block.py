@@ -12,12 +12,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 from octo_exp.kernels import fused
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.kernels.plain import float_gemm
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
 from octo_exp.nn.eager import eager
+from octo_exp.nn.layer_accounts import float_block
+from octo_exp.workload import Account, Epilogue
 
 
 class _FloatConv(torch.autograd.Function):
@@ -71,6 +72,10 @@ class FloatConv2d(nn.Conv2d):
         if x.dim() == 3:
             return self._forward(x.unsqueeze(0)).squeeze(0)
         return self._forward(x)
+
+    def account(self, account: Account) -> None:
+        """State what a call costs."""
+        float_block(account, self)
 
     def _forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.in_channels or x.numel() == 0:
@@ -126,6 +131,10 @@ class _Bf16(nn.Module):
         """Return the layer's output, float32."""
         with torch.autocast(x.device.type, torch.bfloat16):
             return super().forward(x).float()
+
+    def account(self, account: Account) -> None:
+        """State what a call costs, under autocast or not."""
+        account.make(account.multiply_in_bf16(self, out_bits=32))
 
 
 class Bf16Conv2d(_Bf16, nn.Conv2d):

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from octo_exp.kernels import fused
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.nn.three_gemms import Op
 from octo_exp.quant.operand import Quantizer
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.scheme import Scheme
+from octo_exp.workload import Epilogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

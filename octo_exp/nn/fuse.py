@@ -9,12 +9,12 @@ from collections import Counter
 
 from torch import nn
 
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.nn.activation import Activation
 from octo_exp.nn.become import become
 from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.layers import QuantConv2d, QuantLayer
 from octo_exp.nn.norm import NORMS
+from octo_exp.workload import Epilogue
 
 
 def fuse(net: nn.Module, *, impl: str, norm_input: str) -> None:

@@ -8,18 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
 from octo_exp.nn.eager import eager
 from octo_exp.nn.function import Codes, Gemms, QuantGemm, cross_term
+from octo_exp.nn.layer_accounts import quantised_layer
 from octo_exp.nn.three_gemms import ConvOp, LinearOp, Op
 from octo_exp.quant.compensation import Compensator
 from octo_exp.quant.operand import Quantizer
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
+from octo_exp.workload import Account, Epilogue
 
 _WIDTHS = {"fp32": 32, "bf16": 16, "fake": 32}
 # (layer, operand, float tensor, its quantised form): what a probe is called with.
@@ -224,6 +225,10 @@ class QuantLayer(nn.Module):
         if self.observer is not None:
             self.observer(self, "g" if quantizer is self.quantizer_g else "g_scaled", g, q)
         return q
+
+    def account(self, account: Account) -> None:
+        """State what a call costs, see `octo_exp.workload.account`."""
+        quantised_layer(account, self, exact=self._is_oracle)
 
     def extra_repr(self) -> str:
         """Show the scheme beside the layer's own facts."""

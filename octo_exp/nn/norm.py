@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from octo_exp.nn.become import become
 from octo_exp.nn.eager import eager
+from octo_exp.nn.layer_accounts import saved_norm
+from octo_exp.workload import Account
 
 
 def _compress(x: Tensor, mean: Tensor, saved: str) -> tuple[Tensor, Tensor | None]:
@@ -88,6 +90,10 @@ class _SavedNorm(nn.Module):
                 self.factor = 1.0 / float(self.num_batches_tracked)
         y: Tensor = _Norm.apply(x.float(), self.weight, self.bias, self, train)
         return y
+
+    def account(self, account: Account) -> None:
+        """State what a call costs."""
+        saved_norm(account, self)
 
 
 class SavedBatchNorm1d(_SavedNorm, nn.BatchNorm1d):

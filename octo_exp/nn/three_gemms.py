@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from octo_exp.kernels import fused, ops
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.kernels.plain import float_gemm
+from octo_exp.workload import Epilogue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,12 @@ from torch.autograd.function import once_differentiable
 from octo_exp.quant.operand import OperandForm, Quantizer
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import TINY
+from octo_exp.workload import FLOAT_BYTES, Account
+
+# For each element: scale, round, clamp.
+_FORWARD_OPS = 3
+# Divide, clamp, compare, round, subtract, choose twice, multiply, sum.
+_BACKWARD_OPS = 9
 
 
 class LearnedStep(torch.autograd.Function):
@@ -98,9 +104,27 @@ class LsqQuantizer(Quantizer):
         return first
 
     @property
+    def operations(self) -> int:
+        """Operations for each element that is quantised: there is no range to find."""
+        return _FORWARD_OPS
+
+    @property
     def may_clip(self) -> bool:
         """Always: codes end at their limits, whatever the tensor."""
         return True
+
+    def account_gradient(self, account: Account, role: str, shape: tuple[int, ...], *, owed: bool) -> None:
+        """The tensor itself is kept, and read beside its gradient; a weight is there anyway."""
+        if not (owed or self.learns):
+            return
+        elements = math.prod(shape)
+        if self.operand == "x" and account.x_bits == 32:
+            account.keep_input()
+        elif self.operand == "x":
+            account.keep("activation", FLOAT_BYTES * elements)
+        account.vector(
+            role, "elementwise", _BACKWARD_OPS * elements, 2 * FLOAT_BYTES * elements, FLOAT_BYTES * elements
+        )
 
     def straight_through(self, t: Tensor, q: QTensor, channel_dim: int) -> Tensor:
         """Let the gradient of Q(t) reach t and the step."""

@@ -13,9 +13,8 @@ from octo_exp.quant.clipping import ClipForm, Clipper
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import code_limits
 from octo_exp.quant.rounding import Clock
+from octo_exp.workload import QUANTIZE_OPS, Account
 
-# Operations for each element: range, scale, round, clamp.
-QUANTIZE_OPS = 4
 GRANULARITIES = ("tensor", "channel")
 
 
@@ -123,6 +122,14 @@ class Quantizer(nn.Module, ABC):
     def straight_through(self, t: Tensor, q: QTensor, channel_dim: int) -> Tensor:
         """t and its quantised form -> t for the GEMM's autograd node, behind the rule by which its gradient passes."""
         return t
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters of its own that train."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def account_gradient(self, account: Account, role: str, shape: tuple[int, ...], *, owed: bool) -> None:
+        """State what `straight_through` of a tensor of this shape keeps and does; `owed`: whether its gradient is."""
 
     def _unseen(self) -> UserError:
         return UserError(

@@ -1,5 +1,6 @@
 """Ranges from the tensor itself or from a moving average: the quantiser of every scheme that learns no range."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import Statistics, finite_or_nan, in_backward, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import keyed_seed
 from octo_exp.quant.straight_through import StraightThrough
+from octo_exp.workload import FLOAT_BYTES, Account, bit_bytes
 
 CHOICES = {"rounding": ("nearest", "stochastic"), "range": ("dynamic", "hindsight")}
 # More operations for each element where noise is drawn: Philox4x32-10 gives four numbers for ten rounds of six.
@@ -109,6 +111,13 @@ class RangeQuantizer(Quantizer):
             return t
         passed: Tensor = StraightThrough.apply(t, self.inside(t, q), channel_dim)  # type: ignore[no-untyped-call]
         return passed
+
+    def account_gradient(self, account: Account, role: str, shape: tuple[int, ...], *, owed: bool) -> None:
+        """A bit an element, and a product with it."""
+        if self.operand == "x" and self.may_clip and owed:
+            elements, bits = math.prod(shape), bit_bytes(shape)
+            account.keep("mask", bits)
+            account.vector(role, "elementwise", elements, bits + FLOAT_BYTES * elements, FLOAT_BYTES * elements)
 
     def inside(self, t: Tensor, q: QTensor) -> Tensor:
         """Bool mask of t's elements within the range that produced q: the gradient passes there."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from octo_exp.kernels.epilogue import pack_bits, unpack_bits
+from octo_exp.kernels.plain.masks import pack_bits, unpack_bits
 
 
 class StraightThrough(torch.autograd.Function):

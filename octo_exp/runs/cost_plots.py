@@ -11,7 +11,8 @@ from rich.table import Table
 
 from octo_exp.base.files import make_folder_of, whole_file
 from octo_exp.base.homes import settle_matplotlib
-from octo_exp.hw import ROLES, CostReport, MemoryReport
+from octo_exp.hw import CostReport, MemoryReport
+from octo_exp.workload import ROLES
 
 # Readable for the color blind (Okabe and Ito): the three roles, the vector unit, waiting.
 COLORS = {

@@ -3,18 +3,10 @@
 The network runs once on the meta device, in training mode and without data, while a recorder notes the shapes that meet
 each `nn.Conv2d` and `nn.Linear`, every other operation, and what autograd saves. Autograd's own bookkeeping says which
 gradients a step computes: an input that depends on nothing trainable needs none, which drops grad_input of the first
-layer and of whatever follows only frozen ones. A convolution of B images [Ci, H, W] to [Co, OH, OW], kernel kh x kw,
-g groups, becomes g GEMMs [M, K] x [K, N]:
+layer and of whatever follows only frozen ones. The loss is not in the step.
 
-    role                   M              N              K
-    output                 B*OH*OW        Co/g           Ci/g*kh*kw
-    grad_input, col2im     B*OH*OW        Ci/g*kh*kw     Co/g
-    grad_input, im2col     B*H*W          Ci/g           Co/g*kh*kw      (the implicit form)
-    grad_weight            Ci/g*kh*kw     Co/g           B*OH*OW
-
-A linear layer is a 1x1 convolution whose positions are all extents but the last. The loss is not in the step.
-
-A microcontroller graph does not run: its shapes say it all, see `mcu`.
+A module that states its own account (`octo_exp.workload.Accounts`: this project's layers, and anybody's) is asked
+instead of run; a network that states its whole step (`AccountsForSteps`: an int8 graph) does not run at all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,18 +15,24 @@ import torch
 from torch import nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.train.graph_net import McuNet
-from octo_exp.hw import GRAD_INPUT_FORMS, Workload
-from octo_exp.hw.fields import check_number
+from octo_exp.base.numbers import check_number
+from octo_exp.trace.ask import install
 from octo_exp.trace.buffers import buffers_of
-from octo_exp.trace.gemms import gemms_of
-from octo_exp.trace.graph_optimizer import cost_of as optimizer_cost
-from octo_exp.trace.graph_step import trace_graph
 from octo_exp.trace.meta_copy import check_counted, check_layers, check_names, freeze, meta_copy
-from octo_exp.trace.optimizer import SGD, OptimizerCost
+from octo_exp.trace.optimizer import SGD, optimizer_cost
 from octo_exp.trace.recorder import Recorder
-from octo_exp.trace.stand_ins import install
-from octo_exp.trace.vector import merged, optimizer_work, vector_work
+from octo_exp.trace.vector import event_work, merged, optimizer_work, trained_parameters, vector_work
+from octo_exp.workload import (
+    GRAD_INPUT_FORMS,
+    Account,
+    AccountsForSteps,
+    Gemm,
+    OptimizerCost,
+    Record,
+    VectorWork,
+    Workload,
+    gemms_of,
+)
 
 # A step of more would pass the bytes that torch can give a shape; the cost model refuses far fewer, by the layer.
 _MOST_IMAGES = 2**32
@@ -55,13 +53,13 @@ def trace(
 ) -> Workload:
     """Return what one training step of `net` on `batch_size` inputs of shape `input_shape` computes and keeps.
 
-    The net is neither changed nor run on data. Quantized layers are subclasses of `nn.Conv2d` and `nn.Linear` and are
-    traced by their float forward; an attribute `operand_bits`, role -> (bits_a, bits_b), tells their operands' widths.
+    The net is neither changed nor run on data. Subclasses of `nn.Conv2d` and `nn.Linear` without an account are traced
+    by their float forward; an attribute `operand_bits`, role -> (bits_a, bits_b), tells their operands' widths.
     A layer that is called again appears again, as `name#2`.
 
     Args:
-        net: a `McuNet`, or any module whose MACs lie in `nn.Conv2d` (padding, stride, dilation, groups) and
-            `nn.Linear`.
+        net: any module whose MACs lie in `nn.Conv2d` (padding, stride, dilation, groups), `nn.Linear`, and modules
+            with an account; or one that states its whole step.
         input_shape: shape of one input, without the batch, e.g. (C, H, W).
         batch_size: inputs in a step.
         grad_input_form: col2im | im2col.
@@ -82,14 +80,32 @@ def trace(
         )
     check_number("trace", "batch_size", batch_size, whole=True, high=_MOST_IMAGES)
     shares = dict(sparse or {})
-    if isinstance(net, McuNet):
+    if isinstance(net, AccountsForSteps):
         if frozen or shares or autocast:
             raise UserError(
-                "a microcontroller graph has its own arithmetic and trains what update= says: leave out frozen and "
+                f"{type(net).__name__} has its own arithmetic and trains what update= says: leave out frozen and "
                 "sparse, and set trainer.precision=32-true"
             )
-        form = grad_input_form
-        return trace_graph(net, tuple(input_shape), batch_size=batch_size, grad_input_form=form, optimizer=optimizer)
+        record, work = net.step_account((batch_size, *input_shape)), []
+    else:
+        net, record, work = _recorded(net, (batch_size, *input_shape), frozen, shares, autocast=autocast)
+    gemms = [_gemms(account, grad_input_form, record.shares) for _, account in record.accounts]
+    if not any(gemms):
+        raise UserError(f"{type(net).__name__} runs no nn.Conv2d and no nn.Linear: there is nothing to price")
+    work += vector_work(record, grad_input_form)
+    return Workload(
+        gemms=tuple(gemm for found in gemms for gemm in found),
+        vector=merged((*work, *optimizer_work(record, optimizer))),
+        buffers=buffers_of(net, record, gemms, optimizer.state_bytes),
+        batch_size=batch_size,
+        grad_input_form=grad_input_form,
+    )
+
+
+def _recorded(
+    net: nn.Module, shape: tuple[int, ...], frozen: frozenset[str], shares: dict[str, float], *, autocast: bool
+) -> tuple[nn.Module, Record, list[VectorWork]]:
+    """Run a meta copy of the net; return it, what it did, and the work of single operations."""
     check_layers(net)
     check_names(net, frozen, "freeze")
     check_names(net, shares, "update sparsely")
@@ -100,15 +116,12 @@ def trace(
         freeze(twin, frozen)
         recorder = Recorder(twin)
         install(twin, recorder, autocast=autocast)
-        record = recorder.run((batch_size, *input_shape))
-    gemms = tuple(gemm for call in record.calls for gemm in gemms_of(call, grad_input_form, shares))
-    if not gemms:
-        raise UserError(f"{type(net).__name__} runs no nn.Conv2d and no nn.Linear: there is nothing to price")
-    work = merged((*vector_work(record, grad_input_form), *optimizer_work(record, shares, optimizer)))
-    return Workload(
-        gemms=gemms,
-        vector=work,
-        buffers=buffers_of(record, gemms, shares, optimizer.state_bytes),
-        batch_size=batch_size,
-        grad_input_form=grad_input_form,
-    )
+        record = recorder.run(shape)
+    record.shares = shares
+    record.trained = trained_parameters(twin, record)
+    return twin, record, [item for event in recorder.events for item in event_work(event)]
+
+
+def _gemms(account: Account, grad_input_form: str, shares: Mapping[str, float]) -> list[Gemm]:
+    products = (gemm for product in account.products for gemm in gemms_of(product, grad_input_form, shares))
+    return [*products, *account.gemms]

@@ -1,7 +1,6 @@
 """What an optimizer costs for each parameter that it updates, found by running it on a small one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from octo_exp.base.errors import UserError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerCost:
-    """For each trained parameter: operations of a step (elements of its kernels' results), bytes of state."""
-
-    operations: float
-    state_bytes: float
-
+from octo_exp.workload import AccountsForUpdates, OptimizerCost
 
 # w += -lr * g, one kernel.
 SGD = OptimizerCost(operations=1, state_bytes=0)
 
 
 def optimizer_cost(optimizer: Optimizer) -> OptimizerCost:
-    """Cost of the most expensive parameter group; `UserError` for an optimizer that does not run on its own."""
+    """Its own account, or the cost of its dearest group; `UserError` for one that does not run on its own."""
+    if isinstance(optimizer, AccountsForUpdates):
+        return optimizer.account(optimizer_cost)
     try:
         costs = [_one_step(optimizer, group) for group in optimizer.param_groups]
     except (TypeError, RuntimeError, ValueError) as error:

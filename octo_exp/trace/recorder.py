@@ -1,9 +1,9 @@
 """Runs a meta network once and notes every operation, what it reads and makes, and what autograd saves."""
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import ROLES
 from octo_exp.trace.meta_copy import COUNTED
-from octo_exp.trace.recorded import Call, Event, Record, Storage
+from octo_exp.workload import Account, Record, Value
 
 # Layers that multiply and are not counted, whether or not the flop counter sees into them.
 _UNSUPPORTED = (
@@ -33,13 +32,28 @@ _UNSUPPORTED = (
 _PRODUCTS = {"mv", "addmv", "dot", "vdot", "addr", "addbmm", "_trilinear", "_cdist_forward"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One operation of the forward pass outside of accounts: what it is, and the tensors it read and made."""
+
+    layer: str
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the calls of counted layers and refuses a multiplication of matrices outside of them."""
+    """Notes the accounts of layers and every other operation; refuses a multiplication of matrices outside of them."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.record = Record(net=net)
-        self.stand_ins: set[nn.Module] = set()
+        self.net, self.record = net, Record()
+        self.events: list[Event] = []
+        # Modules that are asked and not run.
+        self.asked: set[nn.Module] = set()
+        self._values: dict[int, Value] = {}
+        # Kept, so that no other tensor gets the same storage.
+        self._tensors: dict[int, list[Tensor]] = {}
         self._names = {module: name for name, module in net.named_modules()}
         self._owned = {_key(tensor) for tensor in (*net.parameters(), *net.buffers())}
         self._running: list[nn.Module] = []
@@ -53,24 +67,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def run(self, shape: Sequence[int]) -> Record:
         """Run the net on a batch of the given shape; raise `UserError` where it cannot be priced."""
-        net = self.record.net
+        net = self.net
         floats = (parameter.dtype for parameter in net.parameters() if parameter.is_floating_point())
         example = torch.empty(tuple(shape), dtype=next(floats, torch.float32), device="meta")
         self._used(example, 0)
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda packed: packed), self:
                 net(example)
+        except UserError:
+            raise
         except (RuntimeError, ValueError, TypeError) as error:
             self._refuse_uncounted()
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"cannot trace {self._where()} on an input of shape {list(shape)}: {reason}") from error
         self._refuse_uncounted()
+        for key, value in self._values.items():
+            tensors = self._tensors[key]
+            value.gradient_bytes = value.bytes if any(tensor.requires_grad for tensor in tensors) else 0
+            value.is_mask = not any(tensor.is_floating_point() for tensor in tensors)
+        self.record.values = list(self._values.values())
         return self.record
-
-    @property
-    def event(self) -> int:
-        """Index of the event that comes next."""
-        return len(self.record.events)
 
     @property
     def layer(self) -> str:
@@ -86,49 +102,42 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._silent = before
 
-    def add_event(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], event: Event | None = None) -> int:
+    def add_event(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
         """Note an operation that reads and makes tensors; return its index."""
-        index = self.event
-        self.record.events.append(event)
-        self.record.first_event.setdefault(self.layer, index)
+        index = self.record.begin(self.layer)
         for tensor in (*inputs, *outputs):
             self._used(tensor, index)
         return index
 
-    def add_call(
-        self,
-        module: nn.Conv2d | nn.Linear,
-        given: Tensor,
-        output_shape: Sequence[int],
-        event: int,
-        *,
-        bf16: bool = False,
-        out_elements: int | None = None,
-        out_bits: int = 32,
-    ) -> None:
-        """Note that a counted layer ran; `bf16`: a float layer that multiplies in it."""
+    def open(self, module: nn.Module, given: Tensor, *, autocast: bool = False) -> Account:
+        """Return an empty account of a call of a module."""
         name = self._names[module]
-        self._seen[name] += 1
-        self.record.calls.append(
-            Call(
-                layer=name if self._seen[name] == 1 else f"{name}#{self._seen[name]}",
-                module=module,
-                event=event,
-                input_shape=tuple(given.shape),
-                output_shape=tuple(output_shape),
-                needs_grad_input=given.requires_grad,
-                needs_grad_weight=module.weight.requires_grad,
-                bits=dict.fromkeys(ROLES, (16, 16)) if bf16 else getattr(module, "operand_bits", None) or {},
-                out_elements=math.prod(output_shape) if out_elements is None else out_elements,
-                out_bits=out_bits,
-            )
+        times = self._seen[name] + 1
+        trains = any(parameter.requires_grad for parameter in module.parameters())
+        return Account(
+            layer=name,
+            call=name if times == 1 else f"{name}#{times}",
+            x_shape=tuple(given.shape),
+            x_bits=8 * given.element_size(),
+            grad_input=given.requires_grad,
+            differentiable=given.requires_grad or trains,
+            autocast=autocast,
         )
+
+    def close(self, account: Account, event: int) -> None:
+        """Note a filled account."""
+        self.record.accounts.append((event, account))
+        if self._running[-1] in self.asked:
+            # Others were seen at work.
+            self._macs += sum(product.macs for product in account.products)
+            self._macs += sum(gemm.macs for gemm in account.gemms if gemm.role == "output")
+        self._seen[account.layer] += bool(account.products or account.gemms)
 
     def save(self, tensor: Tensor, event: int) -> None:
         """Note that a tensor is kept for the backward pass of an event."""
-        storage = self.record.storages.get(_key(tensor))
-        if storage is not None and storage.saved is None:
-            storage.saved, storage.saved_by = event, self.layer
+        value = self._values.get(_key(tensor))
+        if value is not None:
+            value.save(event, self.layer)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -147,37 +156,36 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._silent and not func.is_view and outputs:
             inputs = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
             name = "gemm" if macs else str(func._overloadpacket.__name__)
-            event = Event(layer=self.layer, name=name, inputs=tuple(inputs), outputs=tuple(outputs))
-            self.add_event(inputs, outputs, event)
+            self.events.append(Event(layer=self.layer, name=name, inputs=tuple(inputs), outputs=tuple(outputs)))
+            self.add_event(inputs, outputs)
         return out
 
     def _used(self, tensor: Tensor, event: int) -> None:
         key = _key(tensor)
         if key in self._owned:
             return
-        storage = self.record.storages.get(key)
-        if storage is None:
+        if key not in self._values:
             size = tensor.untyped_storage().nbytes()
-            storage = self.record.storages[key] = Storage(layer=self.layer, bytes=size, first=event, last=event)
-        storage.last = max(storage.last, event)
-        # Kept, so that no other tensor gets the same storage.
-        storage.tensors.append(tensor)
+            self._values[key] = Value(layer=self.layer, bytes=size, first=event, last=event)
+        self._values[key].last = max(self._values[key].last, event)
+        self._tensors.setdefault(key, []).append(tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         if not self._silent:
-            storage = self.record.storages.get(_key(tensor))
+            value, event = self._values.get(_key(tensor)), self.record.events
             # Results are saved after their operation was noted, inputs before.
-            made_now = storage is not None and storage.first == self.event - 1 and storage.layer == self.layer
-            self.save(tensor, self.event - 1 if made_now else self.event)
+            made_now = value is not None and value.first == event - 1 and value.layer == self.layer
+            self.save(tensor, event - 1 if made_now else event)
         return tensor
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(module)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if isinstance(module, COUNTED) and module not in self.stand_ins:
-            given = args[0] if args else kwargs["input"]
-            self.add_call(module, given, output.shape, max(self.event - 1, 0))
+        if isinstance(module, COUNTED) and module not in self.asked:
+            account = self.open(module, args[0] if args else kwargs["input"])
+            account.multiply(module)
+            self.close(account, max(self.record.events - 1, 0))
         self._running.pop()
 
     def _where(self) -> str:
@@ -187,8 +195,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _refuse_uncounted(self) -> None:
         """Name the largest of the layers whose MACs nothing prices, with their share."""
+        answered = {inner for module in self.asked for inner in module.modules()}
         for module in self._names:
-            if isinstance(module, _UNSUPPORTED):
+            if isinstance(module, _UNSUPPORTED) and module not in answered:
                 # Its children may have been seen at work in its place.
                 seen = [self._uncounted.pop(child, 0) for child in module.modules()]
                 self._uncounted[module] = sum(seen)

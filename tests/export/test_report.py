@@ -9,8 +9,8 @@ from rich.console import Console
 
 from octo_exp.export.formats import report
 from octo_exp.export.request import profile_of
+from octo_exp.graph.integers.inference import inference_workload
 from octo_exp.hw import training_step_cost
-from octo_exp.trace.inference import inference_workload
 from tests.export.helpers import exported
 from tests.trace.test_inference import small
 

@@ -4,8 +4,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from octo_exp.hw import EnergyTable, Gemm, HardwareProfile, Machines, Workload, price_gemms
+from octo_exp.hw import EnergyTable, HardwareProfile, Machines, gemm_arrays, price_gemms
 from octo_exp.hw.price import GemmPrices
+from octo_exp.workload import Gemm, Workload
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "scalesim"
 ROLE_OF = {"fwd": "output", "dgrad": "grad_input", "wgrad": "grad_weight"}
@@ -94,7 +95,7 @@ def priced(
 ) -> GemmPrices:
     """The price of one GEMM, [P, 1], on P machines like `base` but for the axes."""
     machines = Machines.vary(base or machine(), axes)
-    return price_gemms(workload(item).arrays(), machines, convention=convention, energy=energy)
+    return price_gemms(gemm_arrays(workload(item)), machines, convention=convention, energy=energy)
 
 
 def moved(prices: GemmPrices) -> tuple[int, int, int, int]:

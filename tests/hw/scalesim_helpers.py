@@ -1,7 +1,7 @@
 """Configurations, topologies and GEMMs for the tests of SCALE-Sim's files."""
 
-from octo_exp.hw import Gemm, Workload
 from octo_exp.hw.scalesim import read_config
+from octo_exp.workload import Gemm, Workload
 
 ARCHITECTURE = {
     "ArrayHeight": 8,

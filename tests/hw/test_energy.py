@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import CHOICES, EnergyTable, Machines, VectorWork, training_step_cost
+from octo_exp.hw import CHOICES, EnergyTable, Machines, training_step_cost
 from octo_exp.hw.price import price_vector
+from octo_exp.workload import VectorWork
 from tests.hw.helpers import TABLE, gemm, machine, priced, sourced, table, workload
 
 # Its halves hold 320, 1024 and 256 bytes.

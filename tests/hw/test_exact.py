@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import DATAFLOWS, Buffer, Machines, VectorWork, gemm_cost, gemm_cycles, step_memory, training_step_cost
+from octo_exp.hw import DATAFLOWS, Machines, gemm_cost, gemm_cycles, step_memory, training_step_cost
 from octo_exp.hw.exact import LIMIT, ceil_quotient, ceil_ratio, product, sum_rows
 from octo_exp.hw.price import price_vector
 from octo_exp.hw.scalesim.__main__ import main
 from octo_exp.hw.search.objectives import Objectives
 from octo_exp.hw.search.space import Space
+from octo_exp.workload import Buffer, VectorWork
 from tests.hw.helpers import gemm, machine, table, workload
 from tests.hw.scalesim_helpers import config_text, write
 

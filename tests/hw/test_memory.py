@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import Buffer, step_memory
-from octo_exp.hw.workload import BUFFER_KINDS
+from octo_exp.hw import step_memory
+from octo_exp.workload import BUFFER_KINDS, Buffer
 
 
 def buffer(first, last, size=1, *, layer="conv", kind="activation", kept=False):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import DATAFLOWS, Machines, VectorWork, gemm_cycles, training_step_cost
+from octo_exp.hw import DATAFLOWS, Machines, gemm_cycles, training_step_cost
 from octo_exp.hw.search import objectives
 from octo_exp.hw.search.objectives import OBJECTIVES, Objectives
 from octo_exp.hw.search.scan import Problem
 from octo_exp.hw.search.space import Space
+from octo_exp.workload import VectorWork
 from tests.hw.helpers import gemm, machine, table, workload
 
 GEMMS = (

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import CHOICES, DATAFLOWS, Machines, VectorWork, check_arithmetic, price_gemms, training_step_cost
+from octo_exp.hw import CHOICES, DATAFLOWS, Machines, check_arithmetic, gemm_arrays, price_gemms, training_step_cost
 from octo_exp.hw.price import price_vector
+from octo_exp.workload import VectorWork
 from tests.hw.helpers import gemm, halves, machine, moved, priced, table, workload
 
 EXTENT = st.integers(1, 300)
@@ -181,7 +182,7 @@ def test_vector_work_takes_a_lane_and_cycle_each_or_waits():
 
 def test_no_work_has_no_price():
     machines = Machines.vary(machine(), {"rows": [4, 8]})
-    prices = price_gemms(workload().arrays(), machines, convention="exact", energy=table())
+    prices = price_gemms(gemm_arrays(workload()), machines, convention="exact", energy=table())
     assert prices.cycles.shape == prices.energy_pj.shape == prices.traffic.total.shape == (2, 0)
     assert price_vector(workload(), machines).cycles.shape == (2, 0)
 
@@ -227,7 +228,7 @@ def test_many_machines_and_gemms_at_once_are_one_by_one(convention):
     rng = np.random.default_rng(0)
     profiles, gemms = list(random_profiles(rng, 50)), list(random_gemms(rng, 10))
     every = Machines.of(profiles)
-    together = figures(price_gemms(workload(*gemms).arrays(), every, convention=convention, energy=table()))
+    together = figures(price_gemms(gemm_arrays(workload(*gemms)), every, convention=convention, energy=table()))
     assert {value.shape for value in together.values()} == {(50, 10)}
     assert ("energy_pj" in together) == (convention == "exact")
     assert together["on_vector"].any() == (convention == "exact")

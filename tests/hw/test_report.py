@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from octo_exp.hw import ROLES, VectorWork, training_step_cost
+from octo_exp.hw import training_step_cost
+from octo_exp.workload import ROLES, VectorWork
 from tests.hw.helpers import GOLDEN, ROLE_OF, gemm, halves, lenet5_step, machine, moved, priced, table, workload
 
 # Words of three memories, bytes of three operands.

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import DATAFLOWS, Workload, training_step_cost
+from octo_exp.hw import DATAFLOWS, training_step_cost
 from octo_exp.hw.scalesim import read_config, read_topology, reports, simulate, write_config
 from octo_exp.hw.scalesim.__main__ import main
+from octo_exp.workload import Workload
 from tests.hw.helpers import GOLDEN
 from tests.hw.scalesim_helpers import config_text, gemm, machine, write
 

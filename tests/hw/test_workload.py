@@ -3,7 +3,8 @@ from dataclasses import fields
 import pytest
 
 from octo_exp.base.errors import UserError
-from octo_exp.hw import ROLES, Buffer, VectorWork
+from octo_exp.hw import gemm_arrays
+from octo_exp.workload import ROLES, Buffer, VectorWork
 from tests.hw.helpers import gemm, workload
 
 
@@ -45,7 +46,7 @@ def test_the_wider_operand_names_the_arithmetic(bits, width):
 
 def test_columns_hold_every_gemm():
     first = gemm(7, 63, 65, count=3, bits_a=4, bits_b=9, elements_a=11)
-    columns = workload(first, gemm(1, 2, 3, bits_out=17, elements_out=1)).arrays()
+    columns = gemm_arrays(workload(first, gemm(1, 2, 3, bits_out=17, elements_out=1)))
     found = {item.name: getattr(columns, item.name).tolist() for item in fields(columns)}
     assert found == {
         "m": [7, 1],

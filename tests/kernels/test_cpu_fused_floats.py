@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from octo_exp.kernels import fused, ops
 from octo_exp.kernels.cpu import conv
 from octo_exp.kernels.cpu import fused as cpu_fused
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.workload import Epilogue
 from tests.kernels.test_cpu_fused import STEPS, WIDTHS, bits_equal, both, steps_of
 from tests.kernels.test_integers import CONVS
 

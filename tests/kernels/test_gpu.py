@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from octo_exp.kernels import fused, ops
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.kernels.plain import philox
 from octo_exp.kernels.triton import autotune
+from octo_exp.workload import Epilogue
 from tests.kernels.test_integers import CONVS, codes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

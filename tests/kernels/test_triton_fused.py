@@ -7,14 +7,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from octo_exp.kernels import epilogue, fused, ops
+from octo_exp.kernels import fused, ops
 from octo_exp.kernels.cpu import fused as cpu_fused
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import ConvGeometry
-from octo_exp.kernels.plain import elementwise
+from octo_exp.kernels.plain import elementwise, masks
 from octo_exp.kernels.triton import conv, gemm
 from octo_exp.kernels.triton import fused as triton_fused
 from octo_exp.kernels.triton.autotune import TILES
+from octo_exp.workload import Epilogue
 from tests.kernels.test_integers import CONVS, codes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -200,7 +200,7 @@ def test_triton_lets_a_nan_through_the_relu():
     offset = torch.tensor([float("nan"), -1.0, 1.0], device=DEVICE)
     a, b = on_device(4, 8) * 0, on_device(8, 3) * 0
     y, mask = fused.int8_matmul_scaled(a, b, UNSCALED, offset, STEPS[1], impl="triton")
-    expected, expected_mask = epilogue.activate(
+    expected, expected_mask = masks.activate(
         elementwise.scale_accumulator(a.int() @ b.int(), UNSCALED, offset), STEPS[1]
     )
     assert torch.equal(y.nan_to_num(5.0), expected.nan_to_num(5.0))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.nn.activation import Activation
 from octo_exp.nn.fuse import fuse
 from octo_exp.nn.norm import SavedBatchNorm2d
+from octo_exp.workload import Epilogue
 
 STEPS = [Epilogue(relu=relu, pool=pool) for relu, pool in ((True, 1), (False, 2), (True, 2), (False, 3), (True, 3))]
 

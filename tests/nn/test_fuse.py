@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.models.resnet import BasicBlock
 from octo_exp.nn.activation import Activation
 from octo_exp.nn.become import become
@@ -19,6 +18,7 @@ from octo_exp.nn.fuse import fuse
 from octo_exp.nn.layers import QuantConv2d, QuantLayer, QuantLinear
 from octo_exp.quant.rounding import Clock
 from octo_exp.trace import trace
+from octo_exp.workload import Epilogue
 from tests.nn.helpers import relative, scheme, state
 
 SHAPE = (3, 15, 14)

@@ -7,7 +7,7 @@ import pytest
 from octo_exp.base.errors import ConfigError
 from octo_exp.cli.dse import outcome as dse_report
 from octo_exp.cli.dse import search as dse
-from octo_exp.hw import ROLES
+from octo_exp.workload import ROLES
 from tests.sweeps.dse_helpers import BASE, composed, rows, searched
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from octo_exp.graph.integers.inference import ADD_OPS, FLOAT_OPS, REQUANTIZE_OPS, inference_workload
 from octo_exp.graph.operations import last_reads, steps_of
 from octo_exp.graph.spec import BlockSpec, Image, InputSpec, ModelSpec
 from octo_exp.hw import step_memory
-from octo_exp.quant.operand import QUANTIZE_OPS
-from octo_exp.trace.inference import ADD_OPS, FLOAT_OPS, REQUANTIZE_OPS, inference_workload
+from octo_exp.workload import QUANTIZE_OPS
 from tests.graph.helpers import chain_of, conv_spec, pool_spec, residual_spec
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 from torch.nn import functional as F
 
-from octo_exp.hw import GRAD_INPUT_FORMS
+from octo_exp.workload import GRAD_INPUT_FORMS
 from tests.trace.helpers import traced
 from tests.trace.random_nets import cases
 

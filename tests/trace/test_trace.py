@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from octo_exp.hw import ROLES, gemm_cycles
+from octo_exp.hw import gemm_cycles
+from octo_exp.workload import ROLES
 from tests.trace.helpers import lenet5, roles, shapes, traced
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "scalesim"

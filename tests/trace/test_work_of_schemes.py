@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 from octo_exp.nn.convert import convert
-from octo_exp.quant.operand import QUANTIZE_OPS
 from octo_exp.quant.quantizer import DRAW_OPS
 from octo_exp.quant.rounding import Clock
+from octo_exp.workload import QUANTIZE_OPS
 from tests.nn.helpers import scheme
 from tests.trace.helpers import traced
 

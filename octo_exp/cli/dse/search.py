@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from octo_exp.hw.search.archive import Archive
     from octo_exp.hw.search.scan import Problem, Search
     from octo_exp.hw.search.state import Store
-    from octo_exp.hw.workload import Workload
+    from octo_exp.workload import Workload
 
 CONF = conf_folder()
 STATE_FILE = "search.npz"
@@ -127,7 +127,7 @@ def build_problem(cfg: DictConfig) -> "Problem":
     from octo_exp.hw.search.objectives import Objectives, check_objectives
     from octo_exp.hw.search.scan import Problem, checked_budget
     from octo_exp.hw.search.space import Space
-    from octo_exp.hw.workload import ROLES
+    from octo_exp.workload import ROLES
 
     if len(cfg.hw) != 1:
         raise ConfigError(f"hw names {', '.join(cfg.hw)}: a search varies one machine, write hw=<option>")

@@ -2,7 +2,7 @@
 
 Before is the float network with its norms folded, after the int8 graph. Size: 4 bytes a weight and bias before; a byte
 a weight, and of each channel bias, multiplier and shift (9 bytes) after. Memory: the tensors that are alive while the
-layer runs, one image. Cycles: GEMM, work beside it and stalls, `octo_exp.trace.inference` on the profile of hw=.
+layer runs, one image. Cycles: GEMM, work beside it and stalls on the profile of hw=, see `integers.inference`.
 """
 
 import csv
@@ -15,12 +15,12 @@ from octo_exp.base.errors import UserError
 from octo_exp.base.files import write_csv
 from octo_exp.export.request import profile_of
 from octo_exp.export.subject import Graph
+from octo_exp.graph.integers.inference import inference_workload
 from octo_exp.graph.operations import Step, steps_of
 from octo_exp.graph.parts import ConvSpec
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.hw import HardwareProfile, step_memory, training_step_cost
 from octo_exp.runs.cost_plots import layer_parts, save_compression_figure
-from octo_exp.trace.inference import inference_workload
 
 SUFFIX = ".csv"
 DEFAULT_PROFILE = "systolic_32x32"

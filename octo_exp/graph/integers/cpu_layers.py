@@ -6,20 +6,18 @@ cache, for each of its groups; one of few rows is a loop of its own (`few_rows`)
 """
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from octo_exp.graph.integers.contracts import ConvIntegers, PoolIntegers
 from octo_exp.graph.integers.fixed import AddFactors
 from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
 from octo_exp.kernels.cpu.elementwise import array, use_torch_threads
 from octo_exp.kernels.plain import torch_int8
-
-if TYPE_CHECKING:
-    from octo_exp.graph.integers.integer_net import IntegerConv, IntegerPool
 
 # Bytes of int32 sums that exist at a time.
 CHUNK_BYTES = 2**19
@@ -56,7 +54,7 @@ def codes_of(images: np.ndarray) -> Tensor:
 class Conv:
     """A convolution made ready: [N, H, W, C] -> [N, OH, OW, O]; see `IntegerConv`."""
 
-    def __init__(self, layer: "IntegerConv") -> None:
+    def __init__(self, layer: ConvIntegers) -> None:
         g, weight = layer.geometry, layer.weight
         self.geometry, self.kernel = g, (int(weight.shape[2]), int(weight.shape[3]))
         self.x_zero, self.y_zero, self.outputs = layer.x_zero, layer.y_zero, int(weight.shape[0])
@@ -129,7 +127,7 @@ class Conv:
         return out
 
 
-def pooled(x: np.ndarray, layer: "IntegerPool") -> np.ndarray:
+def pooled(x: np.ndarray, layer: PoolIntegers) -> np.ndarray:
     """[N, H, W, C] -> [N, OH, OW, C]; see `IntegerPool`."""
     n, height, width, channels = x.shape
     k, s, p = layer.kernel, layer.stride, layer.padding
@@ -149,13 +147,13 @@ def added(x1: np.ndarray, x2: np.ndarray, factors: AddFactors, zeros: tuple[int,
     return out
 
 
-def conv(codes: Tensor, layer: "IntegerConv") -> Tensor:
+def conv(codes: Tensor, layer: ConvIntegers) -> Tensor:
     """See `IntegerConv`."""
     use_torch_threads()
     return codes_of(layer.ready(images_of(codes)))
 
 
-def pool(codes: Tensor, layer: "IntegerPool") -> Tensor:
+def pool(codes: Tensor, layer: PoolIntegers) -> Tensor:
     """See `IntegerPool`."""
     use_torch_threads()
     return codes_of(pooled(images_of(codes), layer))

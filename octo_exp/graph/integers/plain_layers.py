@@ -1,21 +1,17 @@
 """The integer graph's layers in plain torch, any device: what the compiled forms of `cpu` must equal."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from octo_exp.graph.integers import fixed
+from octo_exp.graph.integers.contracts import ConvIntegers, PoolIntegers
 from octo_exp.graph.integers.fixed import AddFactors
 from octo_exp.graph.parts import Q_MIN
 from octo_exp.kernels import ops
 
-if TYPE_CHECKING:
-    from octo_exp.graph.integers.integer_net import IntegerConv, IntegerPool
 
-
-def conv(codes: Tensor, layer: "IntegerConv") -> Tensor:
+def conv(codes: Tensor, layer: ConvIntegers) -> Tensor:
     """See `IntegerConv`."""
     impl = ops.resolve_impl("auto", codes.device.type)
     acc = ops.int8_conv2d(codes, layer.weight, layer.geometry, pad_value=layer.x_zero, impl=impl)
@@ -23,7 +19,7 @@ def conv(codes: Tensor, layer: "IntegerConv") -> Tensor:
     return fixed.requantize(acc, layer.value, layer.shift, layer.y_zero)
 
 
-def pool(codes: Tensor, layer: "IntegerPool") -> Tensor:
+def pool(codes: Tensor, layer: PoolIntegers) -> Tensor:
     """See `IntegerPool`."""
     k, s, p = layer.kernel, layer.stride, layer.padding
     windows = F.pad(codes, (p,) * 4, value=Q_MIN).unfold(2, k, s).unfold(3, k, s).flatten(4)

@@ -5,10 +5,11 @@ a graph is written down once, as a table of its steps and two arrays of constant
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from octo_exp.graph.integers.contracts import NetIntegers
 from octo_exp.graph.integers.cpu_layers import Conv, room
 from octo_exp.graph.operations import Step, images_of
 from octo_exp.graph.spec import ConvSpec
@@ -16,9 +17,6 @@ from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu.compiled import njit
 from octo_exp.kernels.cpu.fixed_loops import INNER
 from octo_exp.kernels.cpu.image_codes import quantize
-
-if TYPE_CHECKING:
-    from octo_exp.graph.integers.integer_net import IntegerNet
 
 # Images up to which the calls weigh beside the work.
 MAX_IMAGES = 8
@@ -94,7 +92,7 @@ def run_images(x, image, table, weights, constants, memory, logit_scale, logit_z
 class Program:
     """A graph made ready: what `IntegerNet` computes of a few images, `most_images` at most."""
 
-    def __init__(self, net: "IntegerNet") -> None:
+    def __init__(self, net: NetIntegers) -> None:
         steps = net.steps()
         convs = [(step, module) for step, module in steps if isinstance(step.part, ConvSpec)]
         self._made_of = [(m._buffers, name, t, t._version) for _, m in convs for name, t in m.named_buffers()]

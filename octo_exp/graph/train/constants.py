@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels.epilogue import pack_bits, unpack_bits
 from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.plain.masks import pack_bits, unpack_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

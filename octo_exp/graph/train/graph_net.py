@@ -10,6 +10,8 @@ from octo_exp.graph.spec import ModelSpec
 from octo_exp.graph.train import chains
 from octo_exp.graph.train.heads import build_head
 from octo_exp.graph.train.modules import McuConv2d, build_layer
+from octo_exp.graph.train.step_account import StepAccount
+from octo_exp.workload import Record
 
 
 class McuNet(nn.Module):
@@ -52,6 +54,17 @@ class McuNet(nn.Module):
     def classify(self, codes: Tensor) -> Tensor:
         """codes [N, C, H, W] of the image -> codes of the logits [N, classes]; the head must be an int8 one."""
         return self.head.codes(self.features(codes)).flatten(1)
+
+    def step_account(self, batch_shape: tuple[int, ...]) -> Record:
+        """Return what a training step on a batch [N, C, H, W] does; UserError where the images do not fit."""
+        image = self.spec.image
+        wanted = (image.channels, image.size, image.size)
+        if batch_shape[1:] != wanted:
+            raise UserError(
+                f"the graph takes images {list(wanted)}, got {list(batch_shape[1:])}; resize the data's images"
+            )
+        names = {module: name for name, module in self.named_modules()}
+        return StepAccount(names, batch_shape, mode=self.mode).run(self.input, self.layers, self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""

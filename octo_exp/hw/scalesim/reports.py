@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.hw.columns import check_macs, gemm_arrays
 from octo_exp.hw.cycles import DATAFLOWS, FloatArray, GemmCost, IntArray, gemm_cost
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import price_gemms
 from octo_exp.hw.profile import HardwareProfile
 from octo_exp.hw.scalesim.windows import Convolution
-from octo_exp.hw.workload import Gemm, Workload, check_macs
+from octo_exp.workload import Gemm, Workload
 
 _COMPUTE = "Total Cycles, Stall Cycles, Overall Util %, Mapping Efficiency %, Compute Util %"
 _BANDWIDTH = ", ".join(
@@ -114,7 +115,7 @@ def _stalls(gemms: Sequence[Gemm], profile: HardwareProfile) -> IntArray:
     """Stalls of one product of each layer, all of its words being bytes."""
     words = [replace(gemm, count=1, bits_a=8, bits_b=8, bits_out=8) for gemm in gemms]
     workload = Workload(gemms=tuple(words), batch_size=1, grad_input_form="col2im")
-    stalls: IntArray = price_gemms(workload.arrays(), Machines.of([profile]), convention="exact").stall_cycles[0]
+    stalls: IntArray = price_gemms(gemm_arrays(workload), Machines.of([profile]), convention="exact").stall_cycles[0]
     return stalls
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from octo_exp.base.errors import UserError
 from octo_exp.hw.scalesim.texts import read_text, write_all
 from octo_exp.hw.scalesim.windows import Axis, Convolution
-from octo_exp.hw.workload import Gemm, Workload
+from octo_exp.workload import Gemm, Workload
 
 KINDS = ("conv", "gemm")
 

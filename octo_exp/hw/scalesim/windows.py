@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from octo_exp.hw.workload import Gemm
+from octo_exp.workload import Gemm
 
 
 class Axis(NamedTuple):

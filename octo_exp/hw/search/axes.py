@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.numbers import check_number
 from octo_exp.hw.cycles import choice_codes
-from octo_exp.hw.fields import check_number
 from octo_exp.hw.machines import field_names
 from octo_exp.hw.profile import check_field, number_rule
 

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.hw.columns import gemm_arrays
 from octo_exp.hw.cycles import CONVENTIONS, DATAFLOWS, gemm_cycles
 from octo_exp.hw.energy import EnergyTable
 from octo_exp.hw.exact import product, sum_rows
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.price import GemmPrices, check_arithmetic, price_gemms, price_vector
 from octo_exp.hw.profile import HardwareProfile
-from octo_exp.hw.workload import Workload
+from octo_exp.workload import Workload
 
 FloatArray = NDArray[np.float64]
 _UJ = 1e-6
@@ -81,7 +82,7 @@ class Objectives:
         self.workload = workload
         self.convention = convention
         self.energy = energy if "energy" in names else None
-        self._gemms = workload.arrays()
+        self._gemms = gemm_arrays(workload)
         self._signs = np.array([-1.0 if objective.is_maximized else 1.0 for objective in self.chosen])
 
     def check(self, profile: HardwareProfile) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.numbers import check_number
 from octo_exp.hw.cycles import CHOICES
-from octo_exp.hw.fields import check_number
 from octo_exp.hw.machines import Machines
 from octo_exp.hw.profile import HardwareProfile
 from octo_exp.hw.search.axes import CATEGORICAL, axis_values

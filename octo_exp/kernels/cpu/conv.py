@@ -23,9 +23,9 @@ from octo_exp.kernels.cpu.elementwise import (
     spread,
     use_torch_threads,
 )
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import MAX_K, ConvGeometry
 from octo_exp.kernels.plain import float_gemm, torch_int8
+from octo_exp.workload import Epilogue
 
 # Columns and 4-byte accumulators or gradients beside them that exist at a time.
 CHUNK_BYTES = 8 * 2**20

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from octo_exp.kernels.cpu import loops, noise
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.plain.elementwise import dense_flat, has_row_scales
+from octo_exp.workload import Epilogue
 
 
 def array(t: Tensor) -> np.ndarray:

@@ -20,8 +20,8 @@ from octo_exp.kernels.cpu.elementwise import (
     scale_rows_into,
     spread,
 )
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.plain import torch_int8
+from octo_exp.workload import Epilogue
 
 # Accumulators of a weight gradient that exist at a time: the whole would double its memory, and its page faults.
 ACCUMULATOR_BYTES = 8 * 2**20

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octo_exp.kernels import epilogue
-from octo_exp.kernels.epilogue import Epilogue
 from octo_exp.kernels.geometry import MAX_K, ConvGeometry
+from octo_exp.kernels.plain import masks
 from octo_exp.kernels.triton import conv, gemm
 from octo_exp.kernels.triton.gemm import scale_rows
 from octo_exp.kernels.triton.quantize import quantize
+from octo_exp.workload import Epilogue
 
 __all__ = [
     "conv2d_grad_input_scaled",
@@ -33,8 +33,8 @@ def _activated(y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None
     if steps is None:
         return y, None
     if _is_relu_alone(steps):
-        return y, epilogue.pack_bits(epilogue.passes(y.permute(0, 2, 3, 1) if y.dim() == 4 else y))
-    return epilogue.activate(y, steps)
+        return y, masks.pack_bits(masks.passes(y.permute(0, 2, 3, 1) if y.dim() == 4 else y))
+    return masks.activate(y, steps)
 
 
 def matmul_scaled(
@@ -59,7 +59,7 @@ def conv2d_scaled(
     """
     if x.dtype != torch.int8:
         y = F.conv2d(x, w, offset, geometry.stride, geometry.padding, geometry.dilation)
-        return (y, None) if steps is None else epilogue.activate(y, steps)
+        return (y, None) if steps is None else masks.activate(y, steps)
     relu = _is_relu_alone(steps)
     return _activated(conv.conv2d(x, w, geometry, pad_value, scale, offset, relu=relu), steps)
 

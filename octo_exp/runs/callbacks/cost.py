@@ -14,19 +14,18 @@ from octo_exp.base.errors import UserError
 from octo_exp.base.files import make_folder_of, write_csv
 from octo_exp.hw import (
     CONVENTIONS,
-    GRAD_INPUT_FORMS,
     CostReport,
     CostRow,
     EnergyTable,
     HardwareProfile,
     MemoryReport,
     VectorRow,
-    Workload,
     step_memory,
     training_step_cost,
 )
 from octo_exp.runs.cost_plots import cost_table, save_cost_figure, text_of
 from octo_exp.trace import SGD, optimizer_cost, trace
+from octo_exp.workload import GRAD_INPUT_FORMS, Workload
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """SGD and Adam on int8 networks: gradients scaled (QAS) before the step, weights and biases made integers after it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from octo_exp.graph.train.update.convolutions import UpdatableConv
 from octo_exp.graph.train.update.qas import scale_gradients
+from octo_exp.workload import OptimizerCost
 
 # released: float masters, never clamped; the forward pass rounds weights. strict_int8: integers after every step.
 MODES = ("released", "strict_int8")
@@ -48,6 +50,12 @@ class UpdateStep(Optimizer):
             for conv in self._convs:
                 make_integer(conv)
         return loss
+
+    def account(self, cost_of: Callable[[Optimizer], OptimizerCost]) -> OptimizerCost:
+        """Return what a step costs: that of the plain optimizer, and for convolutions scaling and rounding."""
+        cost = cost_of(self.plain([dict(group) for group in self.param_groups]))
+        # QAS multiplies; integers are rounded and clamped.
+        return replace(cost, coded_operations=1 * self.qas + 2 * self.strict_int8)
 
 
 class UpdateSGD(UpdateStep, SGD):

@@ -18,8 +18,7 @@ import math
 from octo_exp.graph.operations import INPUT, Step, last_reads, steps_of
 from octo_exp.graph.parts import ConvSpec, Image, PoolSpec
 from octo_exp.graph.spec import ModelSpec
-from octo_exp.hw import Buffer, Gemm, VectorWork, Workload
-from octo_exp.quant.operand import QUANTIZE_OPS
+from octo_exp.workload import QUANTIZE_OPS, Buffer, Gemm, VectorWork, Workload
 
 REQUANTIZE_OPS = 7
 ADD_OPS = 9

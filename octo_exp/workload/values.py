@@ -1,20 +1,16 @@
 """What one training step does, as shapes and widths: GEMMs, work of the vector unit, and what lies in memory when."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from octo_exp.base.errors import UserError
-from octo_exp.hw.exact import LIMIT, refusal
-from octo_exp.hw.fields import check_number
+from octo_exp.base.numbers import check_number
 
 ROLES = ("output", "grad_input", "grad_weight")
 GRAD_INPUT_FORMS = ("col2im", "im2col")
 WIDTHS = ("int8", "bf16", "fp32")
 VECTOR_KINDS = ("quantize", "rescale", "elementwise", "pool", "norm", "col2im", "optimizer")
+FLOAT_BYTES = 4
 # Of an element; the arithmetic counts bytes of at most 8.
 _MOST_BITS = 64
 BUFFER_KINDS = ("weight", "activation", "mask", "gradient", "optimizer", "workspace")
@@ -110,6 +106,10 @@ class VectorWork:
         for name, value, known in (("role", self.role, ROLES), ("kind", self.kind, VECTOR_KINDS)):
             if value not in known:
                 raise UserError(f"layer {self.layer!r}: {name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("operations", "bytes_read", "bytes_written"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < 0:
+                raise UserError(f"layer {self.layer!r}: {name} must be a whole number, 0 or more, got {count!r}")
 
     def __add__(self, other: "VectorWork") -> "VectorWork":
         """Both, of the same layer, role and kind."""
@@ -147,28 +147,6 @@ class Buffer:
             raise UserError(f"layer {self.layer!r}: kind must be one of {', '.join(BUFFER_KINDS)}, got {self.kind!r}")
         if not 0 <= self.first <= self.last:
             raise UserError(f"layer {self.layer!r}: a buffer must not end before it begins: {self.first}..{self.last}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GemmArrays:
-    """The GEMMs of a workload as columns, int64 of shape [L], for the vectorized model; `width` holds 0 int8, 1, 2."""
-
-    m: NDArray[np.int64]
-    n: NDArray[np.int64]
-    k: NDArray[np.int64]
-    count: NDArray[np.int64]
-    elements_a: NDArray[np.int64]
-    elements_b: NDArray[np.int64]
-    elements_out: NDArray[np.int64]
-    bytes_a: NDArray[np.int64]
-    bytes_b: NDArray[np.int64]
-    bytes_out: NDArray[np.int64]
-    width: NDArray[np.int64]
-
-    @property
-    def macs(self) -> NDArray[np.int64]:
-        """Multiply-accumulates of each GEMM, `count` products together."""
-        return self.m * self.n * self.k * self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,37 +200,3 @@ class Workload:
     def of_role(self, role: str) -> tuple[Gemm, ...]:
         """The GEMMs of one role, in order."""
         return tuple(gemm for gemm in self.gemms if gemm.role == role)
-
-    def arrays(self) -> GemmArrays:
-        """The GEMMs as columns; an element of 8 bits or fewer takes a byte.
-
-        Raises:
-            UserError: a GEMM of 2**53 MACs or more, which cannot be priced exactly.
-
-        """
-        check_macs(self.gemms)
-        extents = ("m", "n", "k", "count", "elements_a", "elements_b", "elements_out")
-        names = (*extents, "bits_a", "bits_b", "bits_out")
-        rows = [tuple(getattr(gemm, name) for name in names) for gemm in self.gemms]
-        # The type is named because an empty workload would become an array of floats.
-        columns = dict(zip(names, np.array(rows, np.int64).reshape(-1, len(names)).T, strict=True))
-        for operand in ("a", "b", "out"):
-            columns[f"bytes_{operand}"] = -(-columns.pop(f"bits_{operand}") // 8)
-        width = np.array([WIDTHS.index(gemm.width) for gemm in self.gemms], np.int64)
-        return GemmArrays(width=width, **columns)
-
-    def vector_arrays(self) -> NDArray[np.int64]:
-        """Operations, bytes read and written of the vector unit's work, [3, V]; `UserError` from 2**53 on."""
-        for work in self.vector:
-            for unit, count in (("operations", work.operations), ("bytes", work.bytes_read + work.bytes_written)):
-                if count >= LIMIT:
-                    raise refusal(count, unit, "batch_size", f"in layer {work.layer!r}")
-        columns = [(work.operations, work.bytes_read, work.bytes_written) for work in self.vector]
-        return np.array(columns, np.int64).reshape(-1, 3).T
-
-
-def check_macs(gemms: Iterable[Gemm]) -> None:
-    """Raise `UserError` where a GEMM is too large for every count of it to be exact."""
-    for gemm in gemms:
-        if gemm.largest >= LIMIT:
-            raise refusal(gemm.largest, "MACs", "batch_size, or the sizes of the layer", f"in layer {gemm.layer!r}")
