@@ -114,10 +114,11 @@ class LsqQuantizer(Quantizer):
         return True
 
     def account_gradient(self, account: Account, role: str, shape: tuple[int, ...], *, owed: bool) -> None:
-        """The tensor itself is kept, and read beside its gradient; a weight is there anyway."""
+        """The tensor itself is kept with its steps, and read beside its gradient; a weight is there anyway."""
         if not (owed or self.learns):
             return
         elements = math.prod(shape)
+        account.keep("activation", FLOAT_BYTES * self.step.numel())
         if self.operand == "x" and account.x_bits == 32:
             account.keep_input()
         elif self.operand == "x":

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
+from octo_exp.export.formats import text
 from octo_exp.export.formats.text import write_text
-from octo_exp.export.text import run_numpy, text
+from octo_exp.export.text import run_numpy
 from octo_exp.export.text.grammar import rows_of
 from octo_exp.export.text.read import read_text
 from octo_exp.graph.files.reader import read_model

@@ -121,7 +121,7 @@ def write_text(spec: ModelSpec, folder: str | Path) -> None:
     """Write the spec's files into `folder`, which is made if it is not there; `read_text` gives an equal spec."""
     folder = expanded(folder)
     (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
-    about = "int8 graph: a step a line, in order of execution; the layout stands in octo_exp/export/text/text.py"
+    about = "int8 graph: a step a line, in order of execution; the layout stands in octo_exp/export/formats/text.py"
     _write(folder / GRAPH, about, [f"{kind} {pairs(KEYS[kind], values)}" for kind, values in rows_of(spec)])
     for step in steps_of(spec):
         if isinstance(step.part, ConvSpec):
