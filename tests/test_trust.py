@@ -50,7 +50,7 @@ HOSTILE = {
     ),
     "data": ("torch.utils.data.DataLoader", "octo_exp.models.simplecnn.SimpleCNN"),
     "source": ("torch.hub.load",),
-    "quant": ("octo_exp.quant.clipping.Clipping", "torch.nn.Linear"),
+    "quant": ("octo_exp.quant.clipping.Ratio", "torch.nn.Linear"),
     "quant.clip": ("torch.nn.Linear", "octo_exp.hw.profile.HardwareProfile", "octo_exp.quant.rounding.Clock"),
     "quant.training.x": ("torch.hub.load",),
     "hw.mine": ("octo_exp.hw.energy.EnergyTable", "torch.os.system"),
@@ -151,7 +151,7 @@ def test_names_behind_interpolations_are_looked_at():
     for cfg in (
         {"model": {"_target_": "${a}.unlink"}, "a": "pathlib.Path"},
         {"model": "${a}", "a": {"_target_": "torch.hub.load"}},
-        {"callbacks": {"x": {"y": ["${a}"]}}, "a": {"_target_": "octo_exp.quant.clipping.Clipping"}, "energy": "${a}"},
+        {"callbacks": {"x": {"y": ["${a}"]}}, "a": {"_target_": "octo_exp.quant.clipping.Ratio"}, "energy": "${a}"},
     ):
         with pytest.raises(ConfigError, match="was not run"):
             check_targets(OmegaConf.create(cfg))

@@ -122,4 +122,4 @@ def test_every_rule_takes_a_step_and_has_its_price(option, mode):
     assert mode == "released" or all(torch.equal(conv.weight, conv.weight.round()) for conv in net.convs)
     cost = cost_of(optimizer)
     assert cost.operations >= 1
-    assert cost.conv_operations >= (2 if mode == "strict_int8" else 0)
+    assert cost.coded_operations >= (2 if mode == "strict_int8" else 0)
