@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from octo_exp.cli.words import unknown
 
 # Files of octo_exp/bench that measure; the others are what they share.
-NAMES = ("cost_model", "deploy", "kernels", "mcu", "memory", "profile", "train_step", "twin")
+NAMES = ("cost_model", "deploy", "kernels", "graphs", "memory", "breakdown", "train_step", "twin")
 
 
 def main(arguments: Sequence[str]) -> int:
