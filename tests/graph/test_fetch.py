@@ -70,7 +70,7 @@ def test_the_message_of_a_missing_file_names_the_command():
         node = OmegaConf.load(path)
         if node.get("source"):
             assert str(node.source).rpartition("/")[2] in fetch.SHA256
-    with pytest.raises(UserError, match=r"python -m octo_exp\.mcu\.fetch places it"):
+    with pytest.raises(UserError, match=r"octo fetch places it"):
         graph_file(path="nowhere/mbv2-w0.35.pkl", source="x", image_size=128, pixels=None)
     with pytest.raises(UserError, match=r"give model\.path=<file>\.pkl"):
         graph_file(path="nowhere.pkl", source=None, image_size=128, pixels=None)

@@ -22,9 +22,9 @@ CASES = [
     ("int8", {"x__rounding": "stochastic", "g__rounding": "stochastic", "g__range": "hindsight"}, "torch"),
     ("fake_qat", {}, "torch"),
     ("fake_qat", {"x__range": "hindsight"}, "reference"),
-    ("prc", {"clip__form": "gaussian", "x__range": "hindsight", "g__range": "hindsight"}, "torch"),
-    ("octo", {"clip__form": "learned", "w__granularity": "channel"}, "reference"),
-    ("octo", {"clip__form": "learned", "x__range": "hindsight", "g__range": "hindsight"}, "torch"),
+    ("prc", {"clip": "gaussian", "x__range": "hindsight", "g__range": "hindsight"}, "torch"),
+    ("octo", {"clip": "learned", "w__granularity": "channel"}, "reference"),
+    ("octo", {"clip": "learned", "x__range": "hindsight", "g__range": "hindsight"}, "torch"),
 ]
 
 
