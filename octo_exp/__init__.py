@@ -12,22 +12,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octo_exp.facade import parameter_groups as parameter_groups
-    from octo_exp.facade import quantize as quantize
-    from octo_exp.facade import scheme as scheme
+    from octo_exp.facade.int8_graphs import calibrate as calibrate
+    from octo_exp.facade.pricing import price as price
+    from octo_exp.facade.training import parameter_groups as parameter_groups
+    from octo_exp.facade.training import quantize as quantize
+    from octo_exp.facade.training import scheme as scheme
+    from octo_exp.graph.files.reader import read_model as read_graph
+    from octo_exp.graph.files.writer import write_model as write_graph
+    from octo_exp.graph.integers import IntegerNet as IntegerNet
     from octo_exp.nn.convert import compensation_penalty as compensation_penalty
     from octo_exp.quant.scheme import Scheme as Scheme
 
 __version__ = "0.1.0"
 
+# Name -> where it lives, and what it is called there.
 _HOMES = {
-    "Scheme": "octo_exp.quant.scheme",
-    "compensation_penalty": "octo_exp.nn.convert",
-    "parameter_groups": "octo_exp.facade",
-    "quantize": "octo_exp.facade",
-    "scheme": "octo_exp.facade",
+    "IntegerNet": ("octo_exp.graph.integers", "IntegerNet"),
+    "Scheme": ("octo_exp.quant.scheme", "Scheme"),
+    "calibrate": ("octo_exp.facade.int8_graphs", "calibrate"),
+    "compensation_penalty": ("octo_exp.nn.convert", "compensation_penalty"),
+    "parameter_groups": ("octo_exp.facade.training", "parameter_groups"),
+    "price": ("octo_exp.facade.pricing", "price"),
+    "quantize": ("octo_exp.facade.training", "quantize"),
+    "read_graph": ("octo_exp.graph.files.reader", "read_model"),
+    "scheme": ("octo_exp.facade.training", "scheme"),
+    "write_graph": ("octo_exp.graph.files.writer", "write_model"),
 }
-__all__ = ["Scheme", "compensation_penalty", "parameter_groups", "quantize", "scheme"]
+__all__ = [
+    "IntegerNet",
+    "Scheme",
+    "calibrate",
+    "compensation_penalty",
+    "parameter_groups",
+    "price",
+    "quantize",
+    "read_graph",
+    "scheme",
+    "write_graph",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +57,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("octo_exp.lightning")
     if name not in _HOMES:
         raise AttributeError(f"module 'octo_exp' has no attribute {name!r}; it has {', '.join(__all__)}")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
+    home, there = _HOMES[name]
+    found = getattr(importlib.import_module(home), there)
     globals()[name] = found
     return found
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from octo_exp.base.errors import UserError
-from octo_exp.facade import kernels_for, resolve
+from octo_exp.facade.training import kernels_for, resolve
 from octo_exp.nn.convert import compensation_penalty, convert
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.operand import Quantizer

@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": ({"workload"}, {"torch"}),
     "quant": ({"kernels", "workload"}, {"torch"}),
     "nn": ({"kernels", "quant", "workload"}, {"torch"}),
-    "facade": ({"kernels", "nn", "quant"}, {"hydra", "omegaconf", "torch"}),
+    "facade": ({"graph", "hw", "kernels", "nn", "quant", "trace"}, {"hydra", "omegaconf", "torch"}),
     "lightning": ({"facade", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (

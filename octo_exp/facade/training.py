@@ -1,13 +1,9 @@
 """The library's verbs: int8 layers for anybody's network, in anybody's training loop."""
 
-import contextlib
 import dataclasses
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -16,6 +12,7 @@ from torch import nn
 
 from octo_exp.base.configs import conf_folder
 from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.facade.shipped import near, shipped
 from octo_exp.kernels.ops import resolve_impl
 from octo_exp.nn import convert
 from octo_exp.nn.layers import QuantLayer
@@ -40,15 +37,14 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     folder = conf_folder()
     names = sorted(path.stem for path in (folder / "quant").glob("*.yaml"))
     if name not in names:
-        raise ConfigError(f"unknown scheme {name!r}: {_near(name, names)}choose one of {', '.join(names)}")
+        raise ConfigError(f"unknown scheme {name!r}: {near(name, names)}choose one of {', '.join(names)}")
     groups = {
         key: value for key, value in changes.items() if isinstance(value, str) and (folder / "quant" / key).is_dir()
     }
     changes = {key: value for key, value in changes.items() if key not in groups}
     try:
         chosen = [f"+quant={name}", *(f"quant/{key}={value}" for key, value in groups.items())]
-        with _own_hydra(), initialize_config_dir(str(folder), version_base="1.3"):
-            node = compose(overrides=chosen).quant
+        node = shipped(*chosen).quant
         forms = {key: value for key, value in changes.items() if dataclasses.is_dataclass(value)}
         # In their places for now, which must be there.
         _change(node, {**changes, **dict.fromkeys(forms)}, "")
@@ -63,24 +59,13 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
     return made
 
 
-@contextlib.contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Put Hydra's one global state aside: within an app of `hydra.main` it is the app's."""
-    theirs = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = theirs
-
-
 def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
     """Set fields of a scheme's node; ConfigError for one that it has not."""
     for key, value in changes.items():
         known = [str(name) for name in node if not str(name).startswith("_")]
         if key not in known:
-            near = _near(f"{prefix}{key}", [prefix + field for field in known])
-            raise ConfigError(f"unknown field '{prefix}{key}' of a scheme: {near}it has {', '.join(known)}")
+            meant = near(f"{prefix}{key}", [prefix + field for field in known])
+            raise ConfigError(f"unknown field '{prefix}{key}' of a scheme: {meant}it has {', '.join(known)}")
         if isinstance(value, Mapping) and OmegaConf.is_dict(node[key]):
             _change(node[key], value, f"{prefix}{key}.")
         elif OmegaConf.is_dict(node[key]) and value is not None and key != "overrides":
@@ -92,11 +77,6 @@ def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
         else:
             with open_dict(node):
                 node[key] = value
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def quantize(

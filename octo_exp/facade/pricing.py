@@ -1,0 +1,59 @@
+"""What a training step of anybody's network costs on a machine, in one call."""
+
+from collections.abc import Sequence
+
+from hydra.utils import instantiate
+from torch import nn
+from torch.optim import Optimizer
+
+from octo_exp.base.errors import UserError
+from octo_exp.facade.shipped import check_option, shipped
+from octo_exp.hw import CostReport, EnergyTable, HardwareProfile, training_step_cost
+from octo_exp.trace import SGD, optimizer_cost, trace
+
+
+def price(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    batch_size: int,
+    hw: str | HardwareProfile = "systolic_32x32",
+    energy: str | EnergyTable | None = "horowitz_45nm",
+    optimizer: Optimizer | None = None,
+) -> CostReport:
+    """Return cycles, stalls, traffic and energy of one training step, by layer and GEMM: no data, nothing is run.
+
+    Args:
+        model: any module, quantised or not; see `octo_exp.trace.trace` for what it may hold.
+        input_shape: of one input without the batch, e.g. (C, H, W).
+        batch_size: inputs in a step.
+        hw: what `hw=` names, or a profile.
+        energy: what `energy=` names, a table, or None: no energy then.
+        optimizer: what updates the parameters; plain SGD unless given.
+
+    Raises:
+        UserError: an unknown machine or table (with the nearest right one), a layer that is not counted, a width that
+            the machine does not multiply.
+
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"price takes a torch.nn.Module, got {type(model).__name__}")
+    how = shipped("+callbacks=default").callbacks.cost
+    cost = SGD if optimizer is None else optimizer_cost(optimizer)
+    form = str(how.grad_input_form)
+    workload = trace(model, input_shape, batch_size=batch_size, grad_input_form=form, optimizer=cost)
+    table = _table(energy) if isinstance(energy, str) else energy
+    profile = _profile(hw) if isinstance(hw, str) else hw
+    return training_step_cost(workload, profile, convention=str(how.convention), energy=table)
+
+
+def _profile(name: str) -> HardwareProfile:
+    check_option("hw", name)
+    profile: HardwareProfile = instantiate(shipped(f"+hw={name}").hw[name], _convert_="all")
+    return profile
+
+
+def _table(name: str) -> EnergyTable:
+    check_option("energy", name)
+    table: EnergyTable = instantiate(shipped(f"+energy={name}").energy, _convert_="all")
+    return table
