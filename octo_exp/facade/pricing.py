@@ -17,8 +17,8 @@ def price(
     input_shape: Sequence[int],
     *,
     batch_size: int,
-    hw: str | HardwareProfile = "systolic_32x32",
-    energy: str | EnergyTable | None = "horowitz_45nm",
+    hw: str | HardwareProfile,
+    energy: str | EnergyTable | None = None,
     optimizer: Optimizer | None = None,
 ) -> CostReport:
     """Return cycles, stalls, traffic and energy of one training step, by layer and GEMM: no data, nothing is run.

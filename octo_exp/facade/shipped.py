@@ -18,11 +18,11 @@ def shipped(*options: str) -> DictConfig:
         return compose(overrides=list(options))
 
 
-def check_option(group: str, name: str) -> None:
-    """Raise ConfigError for an option that a group has not, with the nearest one that it has."""
+def check_option(group: str, name: str, *, what: str | None = None) -> None:
+    """Raise ConfigError, with the nearest right name, for an option that a group has not; what: the word for it."""
     names = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
     if name not in names:
-        raise ConfigError(f"unknown {group} {name!r}: {near(name, names)}choose one of {', '.join(names)}")
+        raise ConfigError(f"unknown {what or group} {name!r}: {near(name, names)}choose one of {', '.join(names)}")
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from octo_exp.base.configs import conf_folder
 from octo_exp.base.errors import ConfigError, UserError
-from octo_exp.facade.shipped import near, shipped
+from octo_exp.facade.shipped import check_option, near, shipped
 from octo_exp.kernels.ops import resolve_impl
 from octo_exp.nn import convert
 from octo_exp.nn.layers import QuantLayer
@@ -34,10 +34,8 @@ def scheme(name: str = "octo", **changes: Any) -> Scheme:
         ConfigError: an unknown scheme or field (with the nearest right one), or a value that the scheme refuses.
 
     """
+    check_option("quant", name, what="scheme")
     folder = conf_folder()
-    names = sorted(path.stem for path in (folder / "quant").glob("*.yaml"))
-    if name not in names:
-        raise ConfigError(f"unknown scheme {name!r}: {near(name, names)}choose one of {', '.join(names)}")
     groups = {
         key: value for key, value in changes.items() if isinstance(value, str) and (folder / "quant" / key).is_dir()
     }

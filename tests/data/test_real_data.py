@@ -40,7 +40,7 @@ def pil_images(file: Path, rows: list[int]) -> list[np.ndarray]:
     return [np.array(Image.open(BytesIO(column[row].as_py()["bytes"]))) for row in rows]
 
 
-# Of 50,000 images and more, decoded: beside one such set and the small ones.
+# These take longest to decode; mnist and the small ones stand for them.
 _LARGE = ("cifar10", "fashion_mnist", "imagenette112")
 
 

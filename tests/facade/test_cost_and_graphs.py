@@ -41,7 +41,7 @@ def test_an_unknown_machine_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^unknown hw 'tpu_v2': did you mean 'tpu_v1'\? choose one of "):
         octo_exp.price(made(), (1, 12, 12), batch_size=1, hw="tpu_v2")
     with pytest.raises(UserError, match=r"^price takes a torch.nn.Module, got str$"):
-        octo_exp.price("net", (1, 12, 12), batch_size=1)
+        octo_exp.price("net", (1, 12, 12), batch_size=1, hw="tpu_v1")
 
 
 def test_a_trained_net_becomes_a_graph_that_a_file_keeps(tmp_path: Path) -> None:
