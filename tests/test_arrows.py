@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": ({"workload"}, {"torch"}),
     "quant": ({"kernels", "workload"}, {"torch"}),
     "nn": ({"kernels", "quant", "workload"}, {"torch"}),
-    "facade": ({"graph", "hw", "kernels", "nn", "quant", "trace"}, {"hydra", "omegaconf", "torch"}),
+    "facade": ({"graph", "hw", "kernels", "nn", "quant", "tracing"}, {"hydra", "omegaconf", "torch"}),
     "lightning": ({"facade", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (
@@ -26,24 +26,24 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "graph": ({"kernels", "quant", "nn", "workload"}, {"torch", "numpy"}),
     "hw": ({"workload"}, {"numpy"}),
-    "trace": ({"workload"}, {"torch"}),
+    "tracing": ({"workload"}, {"torch"}),
     "examples": (set(), {"matplotlib", "sklearn", "torch"}),
     "config": (set(), {"hydra", "omegaconf", "yaml", "antlr4"}),
     "runs": (
-        {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "trace", "workload"},
+        {"config", "data", "graph", "hw", "kernels", "models", "nn", "quant", "tracing", "workload"},
         {"hydra", "lightning", "omegaconf", "rich", "torch", "yaml"},
     ),
-    "export": (
-        {"config", "graph", "hw", "models", "nn", "runs", "trace", "workload"},
+    "exports": (
+        {"config", "graph", "hw", "models", "nn", "runs", "tracing", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "cli": (
-        {"config", "data", "export", "graph", "hw", "models", "quant", "runs", "trace", "workload"},
+        {"config", "data", "exports", "graph", "hw", "models", "quant", "runs", "tracing", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "__main__": ({"cli"}, set()),
     "bench": (
-        {"config", "export", "graph", "hw", "kernels", "models", "nn", "quant", "runs", "trace", "workload"},
+        {"config", "exports", "graph", "hw", "kernels", "models", "nn", "quant", "runs", "tracing", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch", "torchao"},
     ),
 }
@@ -53,10 +53,10 @@ EXTRA = {
     "bench/deploy.py": {"onnx"},
     "cli/dse/nsga2.py": {"optuna"},
     "cli/dse/plot.py": {"matplotlib"},
-    "export/formats/onnx.py": {"onnx"},
-    "export/onnx": {"onnx"},
-    "export/onnx/runtime.py": {"onnxruntime"},
-    "export/onnx/verify.py": {"onnxruntime"},
+    "exports/formats/onnx.py": {"onnx"},
+    "exports/onnx": {"onnx"},
+    "exports/onnx/runtime.py": {"onnxruntime"},
+    "exports/onnx/verify.py": {"onnxruntime"},
     "kernels/cpu": {"numba", "numpy"},
     "kernels/cpu/few_rows.py": {"llvmlite"},
     "kernels/cpu/fixed_vectors.py": {"llvmlite"},
@@ -73,7 +73,7 @@ EXTRA = {
 WINGS: dict[str, dict[str, set[str]]] = {
     "graph": {".": set(), **{inner: {"."} for inner in ("files", "calibrate", "train", "integers")}},
     "kernels": {".": {"plain"}, "plain": {"."}, "cpu": {".", "plain"}, "triton": {".", "plain"}},
-    "export": {
+    "exports": {
         ".": {"formats"},
         "formats": {".", "onnx", "c99", "text"},
         **{inner: {"."} for inner in ("onnx", "c99", "text")},
@@ -94,7 +94,7 @@ PARALLEL = {
     "conv": {"kernels/cpu", "kernels/triton"},
     "elementwise": {"kernels/cpu", "kernels/plain"},
     "fused": {"kernels", "kernels/cpu", "kernels/triton"},
-    "verify": {"export/c99", "export/onnx"},
+    "verify": {"exports/c99", "exports/onnx"},
 }
 
 

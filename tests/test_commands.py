@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from octo_exp.base.errors import UserError
 from octo_exp.config import check_arguments
-from octo_exp.export.request import parse
+from octo_exp.exports.request import parse
 from tests.configs import CONF, composed
 from tests.conftest import ROOT
 
@@ -100,7 +100,7 @@ def test_every_program_takes_the_flags_of_its_commands(place, monkeypatch):
             assert re.fullmatch(r"\.\[(\w+)\]", words[-1])[1] in extras
         elif program == "python" and words[0] == "-m":
             assert importlib.util.find_spec(words[1]), words[1]
-            if words[1] == "octo_exp.export" and words[2:]:
+            if words[1] == "octo_exp.exports" and words[2:]:
                 parse(words[2:])
             elif words[2:]:
                 assert all("=" in setting for setting in settings_of(words[1], words[2:], monkeypatch)), words
@@ -114,7 +114,7 @@ def test_every_setting_of_a_command_is_one_that_its_program_takes(place, monkeyp
     checked = 0
     for words in (words[1:] for words in commands() if words[0] == "python"):
         name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
-        if not rest or name == "octo_exp.export" or rest == ["--help"]:
+        if not rest or name == "octo_exp.exports" or rest == ["--help"]:
             continue
         settings = settings_of(name, rest, monkeypatch) if words[0] == "-m" else rest
         if settings:

@@ -10,7 +10,7 @@ import pytest
 from octo_exp.base.errors import UserError
 from octo_exp.bench.command import keep
 from octo_exp.cli.dse import outcome as dse_report
-from octo_exp.export.text import run_numpy
+from octo_exp.exports.text import run_numpy
 from octo_exp.graph.files.writer import write_atomically
 from octo_exp.hw.scalesim.texts import write_all
 from octo_exp.hw.search.state import Store

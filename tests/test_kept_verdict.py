@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octo_exp.base.errors import UserError
-from octo_exp.export.source import read_run
+from octo_exp.exports.source import read_run
 from octo_exp.nn.guard import Guard
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.runs.run import run

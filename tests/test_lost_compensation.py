@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.export.source import read_run
-from octo_exp.export.subject import graph_of
+from octo_exp.exports.source import read_run
+from octo_exp.exports.subject import graph_of
 from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.models.build import build_model
 from octo_exp.nn.convert import convert
@@ -93,7 +93,7 @@ def test_what_would_be_quantised_without_it_is_refused(lac, tmp_path):
         go(tmp_path, "quant=ptq", "train=false", f"init_from={lac}")
     assert str(caught.value) == (
         f"init_from: {lac / 'checkpoints/last.ckpt'} was trained with compensation (LAC), which quant=ptq leaves "
-        "out; quantise it with python -m octo_exp.export, which folds it into the biases"
+        "out; quantise it with octo export, which folds it into the biases"
     )
 
 

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from octo_exp.base.errors import UserError
-from octo_exp.export.__main__ import main
-from octo_exp.export.source import read_run
+from octo_exp.exports.__main__ import main
+from octo_exp.exports.source import read_run
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers import IntegerNet
 from octo_exp.nn.layers import QuantLayer

@@ -17,9 +17,9 @@ from octo_exp.bench import subjects
 from octo_exp.cli.dse import search as dse
 from octo_exp.config.trust import check_targets
 from octo_exp.config.trust.objects import find, home
-from octo_exp.export.__main__ import main as export
-from octo_exp.export.request import parse, profile_of
-from octo_exp.export.source import read_run
+from octo_exp.exports.__main__ import main as export
+from octo_exp.exports.request import parse, profile_of
+from octo_exp.exports.source import read_run
 from octo_exp.runs.run import run
 from tests.configs import CONF, compose_copy, composed
 from tests.run_helpers import SMALL
@@ -360,7 +360,7 @@ def test_a_benchmark_refuses():
 
 
 def test_a_profile_of_another_folder_is_refused(victim, tmp_path, monkeypatch):
-    monkeypatch.setattr("octo_exp.export.request.CONF", tmp_path)
+    monkeypatch.setattr("octo_exp.exports.request.CONF", tmp_path)
     (tmp_path / "hw").mkdir()
     (tmp_path / "hw" / "evil.yaml").write_text(f"_target_: torch.os.remove\n_args_: ['{victim}']\n")
     with pytest.raises(ConfigError, match=r"hw.evil._target_=torch.os.remove was not run"):

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from octo_exp.cli.graph import main as run_file
 from octo_exp.config import check_arguments
-from octo_exp.export.__main__ import main as export
+from octo_exp.exports.__main__ import main as export
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.runs.run import run
@@ -62,7 +62,7 @@ def walked(tmp_path_factory) -> Iterator[Path]:
         for words in commands():
             if words[1] == "train.py":
                 train(words[2:])
-            elif words[2] == "octo_exp.export":
+            elif words[2] == "octo_exp.exports":
                 assert export(words[3:]) == 0
             else:
                 np.save("codes.npy", codes_of(Path("runs/vgg11.pkl")))

@@ -34,7 +34,7 @@ from octo_exp.hw import (
     training_step_cost,
 )
 from octo_exp.runs.cost_plots import save_cost_figure
-from octo_exp.trace import trace
+from octo_exp.tracing import trace
 from octo_exp.workload import Gemm, Workload
 
 SIDE = 128

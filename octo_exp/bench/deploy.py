@@ -59,8 +59,8 @@ def _onnxruntime(spec: Any, path: Path) -> Callable[[Tensor], Tensor]:
     try:
         import onnx
 
-        from octo_exp.export.onnx.model import build as build_onnx
-        from octo_exp.export.onnx.runtime import run, session
+        from octo_exp.exports.onnx.model import build as build_onnx
+        from octo_exp.exports.onnx.runtime import run, session
     except ImportError as error:
         raise UserError(f"{error.name} is missing; pip install 'octo-exp[export]'") from error
     onnx.save(build_onnx(spec), path)

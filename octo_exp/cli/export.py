@@ -1,9 +1,9 @@
-"""`octo export RUN format=...`: see octo_exp.export."""
+"""`octo export RUN format=...`: see octo_exp.exports."""
 
 from collections.abc import Sequence
 
 from octo_exp.cli.words import paths_of
-from octo_exp.export.__main__ import main as export
+from octo_exp.exports.__main__ import main as export
 
 
 def main(arguments: Sequence[str]) -> int:

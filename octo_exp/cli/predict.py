@@ -16,7 +16,7 @@ from octo_exp.base.homes import settle_matplotlib
 from octo_exp.cli.words import path_and_settings, shows_help, values_of
 
 if TYPE_CHECKING:
-    from octo_exp.export.source import Source
+    from octo_exp.exports.source import Source
 
 _EXAMPLE = "octo predict IMAGES run=RUN [out=FILE.csv]"
 Row = tuple[str, str, float]
@@ -68,7 +68,7 @@ def _predict(files: Sequence[Path], given: Mapping[str, str]) -> int:
     # Torchmetrics imports matplotlib.
     settle_matplotlib()
     from octo_exp.base.progress import with_progress
-    from octo_exp.export.source import read_run
+    from octo_exp.exports.source import read_run
 
     source = read_run(given["run"], trust=[name for name in given.get("trust", "").strip("[]").split(",") if name])
     rows = [row_of(source, file) for file in with_progress(files, title="predict")]

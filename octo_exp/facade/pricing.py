@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from octo_exp.base.errors import UserError
 from octo_exp.facade.shipped import check_option, shipped
 from octo_exp.hw import CostReport, EnergyTable, HardwareProfile, training_step_cost
-from octo_exp.trace import SGD, optimizer_cost, trace
+from octo_exp.tracing import SGD, optimizer_cost, trace
 
 
 def price(
@@ -24,7 +24,7 @@ def price(
     """Return cycles, stalls, traffic and energy of one training step, by layer and GEMM: no data, nothing is run.
 
     Args:
-        model: any module, quantised or not; see `octo_exp.trace.trace` for what it may hold.
+        model: any module, quantised or not; see `octo_exp.tracing.trace` for what it may hold.
         input_shape: of one input without the batch, e.g. (C, H, W).
         batch_size: inputs in a step.
         hw: what `hw=` names, or a profile.

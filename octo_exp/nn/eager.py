@@ -19,7 +19,7 @@ def eager(forward: Callable[P, R]) -> Callable[P, R]:
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             raise UserError(
                 "a quantised net cannot be recorded by torch.jit.trace or torch.export; write it by "
-                "python -m octo_exp.export, or use torch.compile, which breaks its graph at quantised layers"
+                "octo export, or use torch.compile, which breaks its graph at quantised layers"
             )
         return forward(*args, **kwargs)
 

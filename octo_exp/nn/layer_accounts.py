@@ -1,6 +1,6 @@
 """What the layers of this room cost: their products, the work beside them, and what they keep for the backward pass.
 
-`tests/trace/test_memory.py` holds what is said here to what autograd really saves. What quantising an element costs,
+`tests/tracing/test_memory.py` holds what is said here to what autograd really saves. What quantising an element costs,
 and what its gradient does, each quantiser says itself.
 """
 

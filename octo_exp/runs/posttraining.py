@@ -32,7 +32,7 @@ class PostTraining:
         if not self.training.is_float:
             raise UserError(
                 f"quant.training={self.training.name}: quant=ptq trains in float; to quantise a run that was trained "
-                "in integers use python -m octo_exp.export"
+                "in integers use python -m octo_exp.exports"
             )
 
     def forget(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 import octo_exp
 from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.hw import training_step_cost
-from octo_exp.trace import optimizer_cost, trace
+from octo_exp.tracing import optimizer_cost, trace
 from tests.configs import composed
 
 

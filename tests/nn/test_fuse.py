@@ -17,7 +17,7 @@ from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.fuse import fuse
 from octo_exp.nn.layers import QuantConv2d, QuantLayer, QuantLinear
 from octo_exp.quant.rounding import Clock
-from octo_exp.trace import trace
+from octo_exp.tracing import trace
 from octo_exp.workload import Epilogue
 from tests.nn.helpers import relative, scheme, state
 

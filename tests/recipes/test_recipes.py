@@ -15,8 +15,8 @@ from tests.recipes.helpers import recipes, tree
 RECIPES = recipes()
 # Recipe -> the tests that read its folder: (files with a case of each option of its kind, the suites of its rooms).
 _FORMS = (
-    ("tests/nn/test_layers.py", "tests/trace/test_memory.py"),
-    ("tests/quant", "tests/nn", "tests/trace", "tests/facade"),
+    ("tests/nn/test_layers.py", "tests/tracing/test_memory.py"),
+    ("tests/quant", "tests/nn", "tests/tracing", "tests/facade"),
 )
 _MACHINES = ("tests/hw", "tests/runs/callbacks", "tests/sweeps")
 SUITES = {
@@ -25,13 +25,13 @@ SUITES = {
     "quantiser form": _FORMS,
     "model": (
         ("tests/models/test_models.py", "tests/graph/calibrate/test_graph.py"),
-        ("tests/models", "tests/graph/calibrate", "tests/trace"),
+        ("tests/models", "tests/graph/calibrate", "tests/tracing"),
     ),
     "data set": (("tests/data/test_data_configs.py", "tests/data/test_own_selections.py"), ("tests/data",)),
     "accelerator": (("tests/hw/test_profile.py",), _MACHINES),
     "energy table": (("tests/hw/test_energy_tables.py",), _MACHINES),
-    "export format": (("tests/export/test_evidence.py", "tests/export/test_publish.py"), ("tests/export",)),
-    "update rule": (("tests/graph/update/test_configs.py",), ("tests/graph/update", "tests/trace")),
+    "export format": (("tests/exports/test_evidence.py", "tests/exports/test_publish.py"), ("tests/exports",)),
+    "update rule": (("tests/graph/update/test_configs.py",), ("tests/graph/update", "tests/tracing")),
     "experiment": ((), ("tests/config", "tests/cli")),
 }
 # Those that look at every file, or at every option of every group.

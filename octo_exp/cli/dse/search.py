@@ -158,7 +158,7 @@ def _workload(cfg: DictConfig) -> "Workload":
     from octo_exp.models.build import build_model
     from octo_exp.quant.rounding import Clock
     from octo_exp.runs.assemble import quantize_net
-    from octo_exp.trace import optimizer_cost, trace
+    from octo_exp.tracing import optimizer_cost, trace
 
     datamodule = instantiate(cfg.data)
     scheme = instantiate(cfg.quant, _convert_="all")

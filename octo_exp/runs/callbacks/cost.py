@@ -24,7 +24,7 @@ from octo_exp.hw import (
     training_step_cost,
 )
 from octo_exp.runs.cost_plots import cost_table, save_cost_figure, text_of
-from octo_exp.trace import SGD, optimizer_cost, trace
+from octo_exp.tracing import SGD, optimizer_cost, trace
 from octo_exp.workload import GRAD_INPUT_FORMS, Workload
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class CostCallback(Callback):
     Args:
         profiles: name in the log keys -> machine.
         convention: exact | scalesim, see `octo_exp.hw.cycles`.
-        grad_input_form: col2im | im2col, see `octo_exp.trace`.
+        grad_input_form: col2im | im2col, see `octo_exp.tracing`.
         energy: the table that prices MACs and bytes, or None.
 
     """

@@ -77,7 +77,7 @@ def check_no_compensation(state: dict[str, Tensor], *, where: str, quant: str) -
     if is_compensated(state):
         raise UserError(
             f"init_from: {where} was trained with compensation (LAC), which quant={quant} leaves out; quantise it with "
-            "python -m octo_exp.export, which folds it into the biases"
+            "octo export, which folds it into the biases"
         )
 
 

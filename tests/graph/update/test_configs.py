@@ -13,10 +13,10 @@ from octo_exp.graph.train.update.extra_memory import update_memory
 from octo_exp.graph.train.update.optimizers import MODES
 from octo_exp.graph.train.update.rule import OPTIMIZERS, UpdateRule
 from octo_exp.graph.train.update.selection import SparseUpdate
-from octo_exp.trace.optimizer import optimizer_cost as cost_of
+from octo_exp.tracing.optimizer import optimizer_cost as cost_of
 from tests.configs import CONF, compose_copy, options
 from tests.graph.update.helpers import MODELS, released_shapes, sparse
-from tests.trace.mcu_helpers import SIDE, tiny
+from tests.tracing.mcu_helpers import SIDE, tiny
 
 OPTIONS = options("update")
 

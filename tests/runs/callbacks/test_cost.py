@@ -13,7 +13,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.hw import step_memory, training_step_cost
 from octo_exp.runs.callbacks import cost
 from octo_exp.runs.callbacks.cost import CostCallback
-from octo_exp.trace import trace
+from octo_exp.tracing import trace
 from tests.hw.helpers import machine, table
 
 pytestmark = [

@@ -1,0 +1,131 @@
+"""Export a run: octo export format=mcu|onnx|c|text|report run=<folder> [output=...] [hw=<profile>].
+
+mcu     the microcontroller format, .pkl        onnx  ONNX with QDQ nodes, opset 17, .onnx
+c       C99 for int8, .c and .h                 text  a folder of decimal numbers
+report  size, MACs, cycles and memory, layer by layer, before and after, .csv
+
+What was not trained as an int8 graph is quantised first, LAC and BatchNorm folded, by calibration.images=256
+calibration.activations=mse|absmax|percentile calibration.percentile= calibration.symmetric=
+calibration.weights_per_channel=. Everything goes to <folder>/export/ unless output= says otherwise, with a manifest
+beside it. Files are called verified where something else computed with them, and the manifest's evidence says what and
+on how many images; a report is computed. A file that does not give the integers of the graph is not kept, and replaces
+nothing. Nothing is called of a package that the run's config names, beside octo_exp's, torch's and lightning's own,
+without trust=[package]. A wrong call ends with code 2, what cannot be exported with 1, what is interrupted with 130;
+each says so in one line.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from octo_exp.base.errors import UserError
+from octo_exp.base.homes import settle_matplotlib
+from octo_exp.exports.formats import module_of
+from octo_exp.exports.request import Request, parse
+
+_INTERRUPTED = 130
+
+
+def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Write what is asked for, verified where its format can be; return (where, its manifest, what the format found).
+
+    UserError where it cannot be, also where a calibration is asked for and the run has its graph already.
+    """
+    # Torchmetrics imports matplotlib.
+    settle_matplotlib()
+    # They import torch, and take seconds: only once the command line is known to be right.
+    from octo_exp.exports.evidence import state_of, written
+    from octo_exp.exports.publish import manifest, publish
+    from octo_exp.exports.source import read_run
+    from octo_exp.exports.subject import comparison, graph_of
+
+    form = module_of(request.format)
+    path = request.destination(form.SUFFIX)
+    source = read_run(request.run, trust=request.trust)
+    # A run of quant=ptq that was stopped before its graph says itself how it is quantised.
+    own = source.cfg.quant.get("calibration") if source.cfg.quant.name == "ptq" and not request.calibrates else None
+    calibration = dict(request.calibration if own is None else own)
+    graph = graph_of(source, calibration=calibration, profile=request.profile)
+    if request.calibrates and graph.origin != "calibrated":
+        raise UserError(
+            f"calibration.*: run={request.run} holds its int8 graph already; leave calibration.* out, or quantise its "
+            "float network anew with train.py"
+        )
+    used = calibration if graph.origin == "calibrated" else None
+    facts: dict[str, Any] = {"calibration": used, **comparison(graph)}
+    found: dict[str, Any] = {}
+
+    def write(folder: Path, name: str) -> dict[str, Any]:
+        more, evidence = written(form, graph, folder, name)
+        found.update(more)
+        said = {"state": state_of(evidence), "evidence": None if evidence is None else evidence.shown()}
+        return manifest(graph, request.format, facts | said | found, folder, f"{name}{form.SUFFIX}")
+
+    return path, publish(path, form.SUFFIX, write), found
+
+
+def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
+    """Print what was written and what is known of it."""
+    table = Table(title=f"{path.name}: {content['state']}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    images = content["test_images"]
+    same = round(content["same_class_as_run"] * images)
+    # What a run of quant=ptq has trained is a float network.
+    run = "float network" if content["graph"] == "ptq" else "run"
+    table.add_row(f"test accuracy, {run}", f"{content['accuracy_of_run']:.4f}")
+    table.add_row("test accuracy, integers", f"{content['accuracy']:.4f}")
+    table.add_row(f"test images, class of the {run}'s", f"{same:,} of {images:,}")
+    if (evidence := content["evidence"]) is not None:
+        table.add_row(f"verified by {evidence['by']}", _evidence_text(evidence))
+    for key in ("bytes", "parameters", "macs", *found):
+        table.add_row(key.replace("_", " "), _text(content[key]))
+    console = Console(markup=False)
+    console.print(table)
+    console.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _rows(form: ModuleType, path: Path) -> None:
+    """Print a format's own table, where it has one."""
+    if hasattr(form, "table"):
+        console = Console(markup=False) if sys.stdout.isatty() else Console(width=120, markup=False)
+        console.print(form.table(path))
+
+
+def _evidence_text(evidence: dict[str, Any]) -> str:
+    return f"{evidence['of']} of {evidence['equal']:,} of {evidence['images']:,} images"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["-h"], ["--help"]):
+        Console(markup=False).print(__doc__, highlight=False)
+        return 0
+    try:
+        request = parse(given)
+        done = export(request)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return _INTERRUPTED
+    _rows(module_of(request.format), done[0])
+    show(*done)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
