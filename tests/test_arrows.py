@@ -17,7 +17,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": ({"workload"}, {"torch"}),
     "quant": ({"kernels", "workload"}, {"torch"}),
     "nn": ({"kernels", "quant", "workload"}, {"torch"}),
-    "facade": ({"graph", "hw", "kernels", "nn", "quant", "tracing"}, {"hydra", "omegaconf", "torch"}),
+    "facade": (
+        {"exports", "graph", "hw", "kernels", "nn", "quant", "tracing", "workload"},
+        {"hydra", "omegaconf", "torch"},
+    ),
     "lightning": ({"facade", "nn", "quant"}, {"lightning", "torch"}),
     "models": (set(), {"hydra", "omegaconf", "torch"}),
     "data": (

@@ -1,4 +1,4 @@
-"""Export a run: octo export format=mcu|onnx|c|text|report run=<folder> [output=...] [hw=<profile>].
+"""Export a run: octo export format=mcu|onnx|c|text|report run=<folder> [out=...] [hw=<profile>].
 
 mcu     the microcontroller format, .pkl        onnx  ONNX with QDQ nodes, opset 17, .onnx
 c       C99 for int8, .c and .h                 text  a folder of decimal numbers
@@ -6,7 +6,7 @@ report  size, MACs, cycles and memory, layer by layer, before and after, .csv
 
 What was not trained as an int8 graph is quantised first, LAC and BatchNorm folded, by calibration.images=256
 calibration.activations=mse|absmax|percentile calibration.percentile= calibration.symmetric=
-calibration.weights_per_channel=. Everything goes to <folder>/export/ unless output= says otherwise, with a manifest
+calibration.weights_per_channel=. Everything goes to <folder>/export/ unless out= says otherwise, with a manifest
 beside it. Files are called verified where something else computed with them, and the manifest's evidence says what and
 on how many images; a report is computed. A file that does not give the integers of the graph is not kept, and replaces
 nothing. Nothing is called of a package that the run's config names, beside octo_exp's, torch's and lightning's own,
@@ -15,7 +15,7 @@ each says so in one line.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,52 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from octo_exp.base.errors import UserError
-from octo_exp.base.homes import settle_matplotlib
+from octo_exp.exports.exported import export_run
 from octo_exp.exports.formats import module_of
-from octo_exp.exports.request import Request, parse
+from octo_exp.exports.request import parse
 
 _INTERRUPTED = 130
 
 
-def export(request: Request) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Write what is asked for, verified where its format can be; return (where, its manifest, what the format found).
-
-    UserError where it cannot be, also where a calibration is asked for and the run has its graph already.
-    """
-    # Torchmetrics imports matplotlib.
-    settle_matplotlib()
-    # They import torch, and take seconds: only once the command line is known to be right.
-    from octo_exp.exports.evidence import state_of, written
-    from octo_exp.exports.publish import manifest, publish
-    from octo_exp.exports.source import read_run
-    from octo_exp.exports.subject import comparison, graph_of
-
-    form = module_of(request.format)
-    path = request.destination(form.SUFFIX)
-    source = read_run(request.run, trust=request.trust)
-    # A run of quant=ptq that was stopped before its graph says itself how it is quantised.
-    own = source.cfg.quant.get("calibration") if source.cfg.quant.name == "ptq" and not request.calibrates else None
-    calibration = dict(request.calibration if own is None else own)
-    graph = graph_of(source, calibration=calibration, profile=request.profile)
-    if request.calibrates and graph.origin != "calibrated":
-        raise UserError(
-            f"calibration.*: run={request.run} holds its int8 graph already; leave calibration.* out, or quantise its "
-            "float network anew with train.py"
-        )
-    used = calibration if graph.origin == "calibrated" else None
-    facts: dict[str, Any] = {"calibration": used, **comparison(graph)}
-    found: dict[str, Any] = {}
-
-    def write(folder: Path, name: str) -> dict[str, Any]:
-        more, evidence = written(form, graph, folder, name)
-        found.update(more)
-        said = {"state": state_of(evidence), "evidence": None if evidence is None else evidence.shown()}
-        return manifest(graph, request.format, facts | said | found, folder, f"{name}{form.SUFFIX}")
-
-    return path, publish(path, form.SUFFIX, write), found
-
-
-def show(path: Path, content: dict[str, Any], found: dict[str, Any]) -> None:
+def show(path: Path, content: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Print what was written and what is known of it."""
     table = Table(title=f"{path.name}: {content['state']}")
     table.add_column("what")
@@ -115,15 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         request = parse(given)
-        done = export(request)
+        done = export_run(request)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: nothing was written\n")
         return _INTERRUPTED
-    _rows(module_of(request.format), done[0])
-    show(*done)
+    _rows(module_of(request.format), done.path)
+    show(done.path, done.manifest, done.found)
     return 0
 
 

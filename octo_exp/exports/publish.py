@@ -11,6 +11,7 @@ from typing import Any
 
 from octo_exp.base.errors import UserError
 from octo_exp.base.files import PARTIAL, abandoned, sync_folder, temporary_name, unwritable
+from octo_exp.exports.source import Given, Source
 from octo_exp.exports.subject import Graph, clamped_weights
 from octo_exp.runs import results
 from octo_exp.runs.posttraining import GRAPH_FILE
@@ -53,7 +54,7 @@ def publish(path: Path, suffix: str, write: Write) -> dict[str, Any]:
                 _move(entry, path.parent / entry.name)
             sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(error.filename2 or error.filename or path, error, "give another output=FILE") from error
+        raise unwritable(error.filename2 or error.filename or path, error, "give another out=FILE") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -125,13 +126,13 @@ def _check_place(path: Path, place: Path, *, is_folder: bool) -> None:
     """Refuse a place among the files of `path` that holds what no export has made."""
     kind = "FOLDER" if is_folder else "FILE"
     if place.is_symlink() and place.is_dir():
-        raise UserError(f"{place} is a link to a folder; give output={place.resolve()}, or another output={kind}")
+        raise UserError(f"{place} is a link to a folder; give out={place.resolve()}, or another out={kind}")
     if not is_folder and place.is_dir():
-        raise UserError(f"{place} cannot be written: Is a directory; give another output={kind}")
+        raise UserError(f"{place} cannot be written: Is a directory; give another out={kind}")
     is_empty_folder = is_folder and place.is_dir() and not any(place.iterdir())
     is_of_export = _record(path).is_file() and place.is_dir() == is_folder
     if os.path.lexists(place) and not is_of_export and not is_empty_folder:
-        raise UserError(f"output={place} is there already and is no export; give another output={kind}")
+        raise UserError(f"out={place} is there already and is no export; give another out={kind}")
 
 
 def _record(path: Path) -> Path:
@@ -164,7 +165,7 @@ def _hash(path: Path) -> str:
 
 def manifest(graph: Graph, form: str, facts: dict[str, Any], folder: Path, main: str) -> dict[str, Any]:
     """Return what the files in `folder` were made from and what is known of them."""
-    source, spec = graph.source, graph.spec
+    spec = graph.spec
     files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     whole = folder / main
     return {
@@ -173,15 +174,7 @@ def manifest(graph: Graph, form: str, facts: dict[str, Any], folder: Path, main:
         "files": {name: {"sha256": _hash(path), "bytes": path.stat().st_size} for name, path in files.items()},
         "sha256": _hash(whole) if whole.is_file() else None,
         "bytes": sum(path.stat().st_size for path in files.values()),
-        "run": str(source.folder.resolve()),
-        "checkpoint_sha256": _hash(source.checkpoint),
-        "graph": graph.origin,
-        "graph_sha256": _hash(source.folder / GRAPH_FILE) if graph.origin == "ptq" else None,
-        "clamped_weights": clamped_weights(source.net),
-        "data": source.cfg.data.name,
-        # What turns pixels in [0, 1] into the graph's input, and that into codes.
-        "mean": source.datamodule.mean.tolist(),
-        "std": source.datamodule.std.tolist(),
+        **({"graph": graph.origin} if isinstance(graph.source, Given) else _of_run(graph.source, graph.origin)),
         "input_scale": spec.input.scale,
         "input_zero": spec.input.zero,
         "logit_scale": spec.classifier.y_scale,
@@ -191,4 +184,18 @@ def manifest(graph: Graph, form: str, facts: dict[str, Any], folder: Path, main:
         "dead_channels": spec.dead_channels,
         "versions": results.versions(),
         **facts,
+    }
+
+
+def _of_run(source: Source, origin: str) -> dict[str, Any]:
+    return {
+        "run": str(source.folder.resolve()),
+        "checkpoint_sha256": _hash(source.checkpoint),
+        "graph": origin,
+        "graph_sha256": _hash(source.folder / GRAPH_FILE) if origin == "ptq" else None,
+        "clamped_weights": clamped_weights(source.net),
+        "data": source.cfg.data.name,
+        # What turns pixels in [0, 1] into the graph's input, and that into codes.
+        "mean": source.datamodule.mean.tolist(),
+        "std": source.datamodule.std.tolist(),
     }

@@ -18,11 +18,13 @@ from octo_exp.exports.formats import FORMATS
 from octo_exp.hw.profile import HardwareProfile
 
 CONF = conf_folder()
-_KEYS = ("format", "run", "output", "hw", "trust")
+_KEYS = ("format", "run", "out", "hw", "trust")
+# Words of earlier versions.
+_FORMER = {"output": "out"}
 # Formats that ask for a device: whether it has room, and what it takes.
 _ON_DEVICES = ("c", "report")
 _USAGE = (
-    f"write format=<{'|'.join(FORMATS)}> run=<folder> [output=FILE] [hw=<profile>] [calibration.images=256] "
+    f"write format=<{'|'.join(FORMATS)}> run=<folder> [out=FILE] [hw=<profile>] [calibration.images=256] "
     "[trust=<package>]"
 )
 
@@ -36,26 +38,26 @@ class Request:
 
     format: str
     run: str
-    output: str | None
+    out: str | None
     calibration: Mapping[str, Any]
     calibrates: bool
     profile: HardwareProfile | None
     trust: tuple[str, ...]
 
     def destination(self, suffix: str) -> Path:
-        """Return the file to write, or the folder of a format without suffix; UserError where output= can be none."""
+        """Return the file to write, or the folder of a format without suffix; UserError where out= can be none."""
         run = expanded(self.run)
         name = f"{run.resolve().name}{suffix or '_' + self.format}"
-        if self.output is None:
+        if self.out is None:
             return run / "export" / name
-        path = expanded(self.output)
-        if suffix and (path.is_dir() or self.output.endswith("/")):
-            raise UserError(f"output={path} is a folder; give a file, such as output={path / name}")
+        path = expanded(self.out)
+        if suffix and (path.is_dir() or self.out.endswith("/")):
+            raise UserError(f"out={path} is a folder; give a file, such as out={path / name}")
         if path.suffix != suffix and suffix:
-            raise UserError(f"output={path}: format={self.format} writes {suffix}; give output={path.stem}{suffix}")
+            raise UserError(f"out={path}: format={self.format} writes {suffix}; give out={path.stem}{suffix}")
         above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
         if not above.is_dir():
-            raise UserError(f"output={path} cannot be made: {above} is no folder; give another output=FILE")
+            raise UserError(f"out={path} cannot be made: {above} is no folder; give another out=FILE")
         return path
 
 
@@ -66,6 +68,7 @@ def parse(arguments: Sequence[str]) -> Request:
     seen: set[str] = set()
     for line in arguments:
         key, equals, value = line.partition("=")
+        key = _FORMER.get(key, key)
         if key in seen:
             raise ConfigError(f"{key}= is given twice; {_USAGE}")
         seen.add(key)
@@ -85,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Request:
     return Request(
         format=settings["format"],
         run=settings["run"],
-        output=settings.get("output"),
+        out=settings.get("out"),
         calibration=_calibration(calibration),
         calibrates=bool(calibration),
         profile=profile_of(settings["hw"]) if "hw" in settings else None,

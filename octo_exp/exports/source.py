@@ -1,7 +1,7 @@
-"""What is exported: the network of a run's last checkpoint, with the data that it was trained on."""
+"""What is exported: the network of a run's last checkpoint with its data, or images beside a graph that is given."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.base.files import expanded
@@ -32,9 +32,27 @@ class Source:
     net: nn.Module
     datamodule: Any
 
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised test images [N, C, S, S] and their labels [N]."""
+        for batch in self.datamodule.test_dataloader():
+            yield self.datamodule.on_after_batch_transfer(batch, 0)
+
     def fresh_model(self) -> nn.Module:
         """Return a new network of the run's model, in float."""
         return build_model(self.cfg.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What stands beside a graph that is no run's: batches of images [N, C, S, S], normalised, without labels."""
+
+    images: Sequence[Tensor]
+    # The network of a run.
+    net: None = None
+
+    def test_batches(self) -> Iterator[tuple[Tensor, None]]:
+        """Yield the images, a batch each time."""
+        return ((batch, None) for batch in self.images)
 
 
 def read_run(value: str, *, trust: Sequence[str] = ()) -> Source:

@@ -1,7 +1,7 @@
 """What is exported: the int8 graph of a run, in integers alone, and the test images that every file is tried on."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.base.progress import with_progress
-from octo_exp.exports.source import Source
+from octo_exp.exports.source import Given, Source
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers import IntegerNet
 from octo_exp.graph.parts import Q_MAX
@@ -30,25 +30,24 @@ _LOGIT_IMAGES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Graph:
-    """A run's int8 graph.
+    """An int8 graph, a run's or one that is given.
 
     net: the integer path, which every file must equal. spec: its values. original: the same before biases were pulled
     into int32, of which few graphs have any. origin: `native` (the run's own graph), `ptq`
-    (written by the run) or `calibrated` (made of a trained net now). profile: the device it is meant for, or None.
+    (written by the run), `calibrated` (made of a trained net now) or `given`. profile: the device it is meant for, or
+    None.
     """
 
-    source: Source
+    source: Source | Given
     spec: ModelSpec
     original: ModelSpec
     net: IntegerNet
     origin: str
     profile: HardwareProfile | None
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised test images [N, C, S, S] and their labels [N]."""
-        datamodule = self.source.datamodule
-        for batch in datamodule.test_dataloader():
-            yield datamodule.on_after_batch_transfer(batch, 0)
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield normalised test images [N, C, S, S] and their labels [N]; None where images alone are given."""
+        return self.source.test_batches()
 
 
 def graph_of(source: Source, *, calibration: Mapping[str, Any], profile: HardwareProfile | None) -> Graph:
@@ -64,6 +63,27 @@ def graph_of(source: Source, *, calibration: Mapping[str, Any], profile: Hardwar
 
     """
     origin, spec = _spec_of(source, calibration)
+    return _in_integers(spec, source, origin=origin, profile=profile)
+
+
+def given_graph(spec: ModelSpec, images: Sequence[Tensor], *, profile: HardwareProfile | None) -> Graph:
+    """Return a graph that is no run's, with batches of images [N, C, S, S] to try its files on.
+
+    Raises:
+        UserError: images of another shape than the graph reads; a graph that cannot run in integers.
+
+    """
+    image = spec.image
+    wanted = (image.channels, image.size, image.size)
+    for batch in images:
+        if batch.ndim != 4 or tuple(batch.shape[1:]) != wanted or not len(batch):
+            raise UserError(
+                f"images must be [N, {', '.join(map(str, wanted))}], as the graph reads them; got {list(batch.shape)}"
+            )
+    return _in_integers(spec, Given(images=images), origin="given", profile=profile)
+
+
+def _in_integers(spec: ModelSpec, source: Source | Given, *, origin: str, profile: HardwareProfile | None) -> Graph:
     net = IntegerNet(spec).eval()
     return Graph(source=source, spec=net.spec, original=spec, net=net, origin=origin, profile=profile)
 
@@ -103,7 +123,7 @@ def _logits_absmax(source: Source) -> float:
 
 @torch.no_grad()
 def comparison(graph: Graph) -> dict[str, Any]:
-    """Return how the integer path and the network of the run's checkpoint do on the test images.
+    """Return how the integer path and the network of the run's checkpoint do on the test images of a run.
 
     That of a run of quant=ptq is the float network, before quantisation.
     """

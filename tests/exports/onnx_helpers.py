@@ -26,8 +26,7 @@ def graph_of(spec: ModelSpec, images: Tensor, batch: int = 16) -> Graph:
     """A spec with test images [N, C, S, S]; their labels are the classes that it gives."""
     net = IntegerNet(spec).eval()
     pairs = [(x, net(x).argmax(1)) for x in images.split(batch)]
-    datamodule = SimpleNamespace(test_dataloader=lambda: pairs, on_after_batch_transfer=lambda pair, _: pair)
-    source = SimpleNamespace(datamodule=datamodule)
+    source = SimpleNamespace(test_batches=lambda: iter(pairs))
     return Graph(source=source, spec=net.spec, original=spec, net=net, origin="ptq", profile=None)
 
 

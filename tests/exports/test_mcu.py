@@ -76,7 +76,7 @@ def test_a_run_in_strict_int8_is_exported_with_identical_logits(strict, capsys):
 
 def test_a_float_head_is_quantised_and_said_to_be(tmp_path, capsys):
     folder = trained(tmp_path, "update=head_only", "update.lr=0.05")
-    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'out/net.pkl'}"]) == 0
+    assert main(["format=mcu", f"run={folder}", f"out={tmp_path / 'out/net.pkl'}"]) == 0
     content = json.loads((tmp_path / "out" / "net.pkl.json").read_text())
     assert content["logits_identical_to_run"] is False
     assert content["same_class_as_run"] > 0.7
@@ -96,7 +96,7 @@ def test_a_file_that_does_not_verify_leaves_nothing_and_keeps_what_was_there(str
     monkeypatch.setattr(
         McuNet, "with_classifier", classmethod(lambda cls, spec, *, mode: _ten_classes(cls, spec, mode))
     )
-    assert main(["format=mcu", f"run={strict}", f"output={target}"]) == 1
+    assert main(["format=mcu", f"run={strict}", f"out={target}"]) == 1
     assert "does not verify" in capsys.readouterr().err
     assert target.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pkl", "net.pkl.json"]
@@ -120,7 +120,7 @@ def test_logits_that_are_not_the_runs_are_refused(strict, tmp_path, monkeypatch,
         return spec
 
     monkeypatch.setattr(graph, "spec_of", shaken)
-    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 1
+    assert main(["format=mcu", f"run={strict}", f"out={tmp_path / 'net.pkl'}"]) == 1
     assert "its logits are not the run's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -128,7 +128,7 @@ def test_logits_that_are_not_the_runs_are_refused(strict, tmp_path, monkeypatch,
 def test_weights_beyond_int8_are_counted_and_said(strict, tmp_path, capsys, caplog):
     folder = tmp_path / "run"
     shutil.copytree(strict, folder)
-    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'within.pkl'}"]) == 0
+    assert main(["format=mcu", f"run={folder}", f"out={tmp_path / 'within.pkl'}"]) == 0
     assert json.loads((tmp_path / "within.pkl.json").read_text())["clamped_weights"] == 0
     assert caplog.messages == []
     path = folder / "checkpoints/last.ckpt"
@@ -138,7 +138,7 @@ def test_weights_beyond_int8_are_counted_and_said(strict, tmp_path, capsys, capl
     weights[1].view(-1)[:4] = torch.tensor([127.4, 127.6, -128.0, 300.0])
     weights[-1].view(-1)[0] = -150
     torch.save(checkpoint, path)
-    assert main(["format=mcu", f"run={folder}", f"output={tmp_path / 'beyond.pkl'}"]) == 0
+    assert main(["format=mcu", f"run={folder}", f"out={tmp_path / 'beyond.pkl'}"]) == 0
     assert json.loads((tmp_path / "beyond.pkl.json").read_text())["clamped_weights"] == 4
     (message,) = caplog.messages
     assert message.startswith("4 weights lie beyond int8 and become -127 or 127: the graph is not quite what was")
@@ -165,10 +165,10 @@ def test_what_counts_as_integers(strict):
         (["format=mcu", "run=x", "speed=9"], 2, "'speed=9' is not understood"),
         (["format=mcu", "run=/nowhere"], 2, "the folder holds no config.yaml"),
         # Before the run is read.
-        (["format=mcu", "run=some/vgg", "output=folder"], 2, "is a folder; give a file, such as output=folder/vgg.pkl"),
-        (["format=mcu", "run=some/vgg", "output=new/"], 2, "is a folder; give a file, such as output=new/vgg.pkl"),
-        (["format=mcu", "run=/nowhere", "output=file/x.pkl"], 2, "file is no folder; give another output=FILE"),
-        (["format=mcu", "run=/nowhere", "output=file/x/y.pkl"], 2, "file is no folder; give another output=FILE"),
+        (["format=mcu", "run=some/vgg", "out=folder"], 2, "is a folder; give a file, such as out=folder/vgg.pkl"),
+        (["format=mcu", "run=some/vgg", "out=new/"], 2, "is a folder; give a file, such as out=new/vgg.pkl"),
+        (["format=mcu", "run=/nowhere", "out=file/x.pkl"], 2, "file is no folder; give another out=FILE"),
+        (["format=mcu", "run=/nowhere", "out=file/x/y.pkl"], 2, "file is no folder; give another out=FILE"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments, code, words, tmp_path, monkeypatch, capsys):
@@ -183,9 +183,9 @@ def test_a_wrong_call_is_one_line(arguments, code, words, tmp_path, monkeypatch,
 
 def test_what_cannot_be_written_is_one_line(strict, tmp_path, capsys):
     (tmp_path / "net.pkl.json").mkdir()
-    assert main(["format=mcu", f"run={strict}", f"output={tmp_path / 'net.pkl'}"]) == 2
+    assert main(["format=mcu", f"run={strict}", f"out={tmp_path / 'net.pkl'}"]) == 2
     error = capsys.readouterr().err
-    assert "net.pkl.json cannot be written: Is a directory; give another output=FILE" in error
+    assert "net.pkl.json cannot be written: Is a directory; give another out=FILE" in error
     assert error.count("\n") == 1
 
 

@@ -87,7 +87,7 @@ def test_a_folder_that_could_not_be_put_in_place_leaves_the_old_one(tmp_path, mo
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(UserError, match="No space left on device; make room there, or give another output=FILE"):
+    with pytest.raises(UserError, match="No space left on device; make room there, or give another out=FILE"):
         publish(tmp_path / "net_text", "", folder_of("b.txt"))
     assert names(tmp_path) == ["net_text", "net_text.json"]
     assert names(tmp_path / "net_text") == ["a.txt"]
@@ -96,7 +96,7 @@ def test_a_folder_that_could_not_be_put_in_place_leaves_the_old_one(tmp_path, mo
 def test_a_folder_that_is_no_export_is_not_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"mine is there already and is no export; give another output=FOLDER"):
+    with pytest.raises(UserError, match=r"mine is there already and is no export; give another out=FOLDER"):
         publish(tmp_path / "mine", "", folder_of("a.txt"))
     assert names(tmp_path / "mine") == ["thesis.tex"]
 
@@ -104,7 +104,7 @@ def test_a_folder_that_is_no_export_is_not_replaced(tmp_path):
 def test_a_folder_in_the_place_of_a_file_is_not_deleted(tmp_path):
     (tmp_path / "net.h").mkdir()
     (tmp_path / "net.h" / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"net\.h cannot be written: Is a directory; give another output=FILE"):
+    with pytest.raises(UserError, match=r"net\.h cannot be written: Is a directory; give another out=FILE"):
         publish(tmp_path / "net.c", ".c", writes(_c="code", _h="header"))
     assert names(tmp_path) == ["net.h"]
     assert names(tmp_path / "net.h") == ["thesis.tex"]
@@ -113,7 +113,7 @@ def test_a_folder_in_the_place_of_a_file_is_not_deleted(tmp_path):
 @pytest.mark.parametrize("mine", ["net.c", "net.h"])
 def test_a_file_that_is_no_export_is_not_replaced(tmp_path, mine):
     (tmp_path / mine).write_text("mine")
-    with pytest.raises(UserError, match=f"{mine} is there already and is no export; give another output=FILE"):
+    with pytest.raises(UserError, match=f"{mine} is there already and is no export; give another out=FILE"):
         publish(tmp_path / "net.c", ".c", writes(_c="code", _h="header"))
     assert names(tmp_path) == [mine]
     assert (tmp_path / mine).read_text() == "mine"
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_export_is_not_replaced(tmp_path, mine):
 def test_a_link_to_a_folder_is_refused_and_stays(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    with pytest.raises(UserError, match=r"link is a link to a folder; give output=.*real, or another output=FOLDER"):
+    with pytest.raises(UserError, match=r"link is a link to a folder; give out=.*real, or another out=FOLDER"):
         publish(tmp_path / "link", "", folder_of("a.txt"))
     assert names(tmp_path) == ["link", "real"]
     assert (tmp_path / "link").is_symlink()
@@ -308,12 +308,12 @@ def test_an_interrupted_export_is_one_line(monkeypatch, capsys):
     def interrupted(request: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main_module, "export", interrupted)
+    monkeypatch.setattr(main_module, "export_run", interrupted)
     assert main_module.main(["format=c", "run=x"]) == 130
     assert capsys.readouterr().err == "interrupted: nothing was written\n"
 
 
 def test_another_suffix_is_refused():
-    request = parse(["format=c", "run=x", "output=net.bin"])
-    with pytest.raises(UserError, match=r"format=c writes \.c; give output=net\.c"):
+    request = parse(["format=c", "run=x", "out=net.bin"])
+    with pytest.raises(UserError, match=r"format=c writes \.c; give out=net\.c"):
         request.destination(".c")

@@ -50,8 +50,8 @@ def verify(graph: Graph, folder: Path, name: str) -> Evidence:
             images, equal = images + len(x), equal + int(torch.stack(same).all(0).sum())
             if exact and not torch.equal(own(x), made[-1]):
                 raise FailedError(f"{name}{SUFFIX} does not verify: its logits are not the run's; nothing is kept")
-    # A run of quant=ptq is tested with the graph that this file was compared with.
-    facts = {"logits_identical_to_run": exact or graph.origin == "ptq"}
+    # A run of quant=ptq is tested with the graph that this file was compared with; a graph that is given has no run.
+    facts = {} if graph.origin == "given" else {"logits_identical_to_run": exact or graph.origin == "ptq"}
     return Evidence(images=images, equal=equal, by="octo_exp, of the file read back", facts=facts)
 
 
