@@ -76,7 +76,7 @@ class ConfigSpace:
 
         List-valued groups are not among them.
         """
-        return {str(group): option for group, option in self.root.hydra.runtime.choices.items()}
+        return plain(self.root.hydra.runtime.choices, resolve=False)
 
     @cached_property
     def groups(self) -> list[str]:
