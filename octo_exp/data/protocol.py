@@ -9,7 +9,7 @@ from torch import Tensor
 class DataModule(Protocol):
     """Images [B, C, S, S] float32 and labels [B] int64, in three splits.
 
-    A method `content() -> str`, the hash of what the splits are made of, is part of a run's identity where there is one.
+    A method `content() -> str`, the hash of what the splits are made of, counts in a run's identity where there is one.
 
     Attributes:
         name: of the set, for messages and results.
