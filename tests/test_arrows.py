@@ -34,7 +34,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"hydra", "lightning", "omegaconf", "rich", "torch", "yaml"},
     ),
     "export": (
-        {"config", "graph", "hw", "models", "nn", "runs", "trace", "workload"},
+        {"config", "data", "graph", "hw", "models", "nn", "runs", "trace", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "cli": (
