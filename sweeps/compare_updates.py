@@ -89,7 +89,7 @@ def study(
     pairs = list(itertools.product(sets, rules))
     # Pairs do not wait for each other; the jobs beneath are what the pool counts.
     with ThreadPoolExecutor(max_workers=len(pairs)) as pool:
-        return list(pool.map(lambda pair: _row(run, *pair, rates, seeds), pairs))
+        return list(pool.map(lambda pair: _row(run, pair[0], pair[1], rates, seeds), pairs))
 
 
 def _row(run: Run, data: str, rule: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def runner(root: Path, overrides: Sequence[str], *, jobs: int, progress: Progres
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         progress.advance(bar)
         if done.returncode == 0:
-            return json.loads((folder / "results.json").read_text())
+            return dict(json.loads((folder / "results.json").read_text()))
         reason = (done.stderr.strip() or "?").splitlines()[-1]
         if "the loss is" in reason or "diverged" in reason:
             return {}

@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"hydra", "lightning", "omegaconf", "rich", "torch", "yaml"},
     ),
     "exports": (
-        {"config", "graph", "hw", "models", "nn", "runs", "tracing", "workload"},
+        {"config", "data", "graph", "hw", "models", "nn", "runs", "tracing", "workload"},
         {"hydra", "numpy", "omegaconf", "rich", "torch"},
     ),
     "cli": (

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import describe, in_turns, machine, pairwise_ratio
-from octo_exp.bench.subjects import batch, config, float_net
+from octo_exp.bench.subjects import batch, channels_last, config, float_net
 from octo_exp.graph.integers import IntegerNet
 from octo_exp.runs.posttraining import quantized_by
 
@@ -39,7 +39,7 @@ _CALLS = 32
 def build(overrides: Sequence[str], folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return what is timed, by its name: images [N, C, S, S] float32 -> logits [N, classes]."""
     cfg = config([*overrides, "quant=ptq"])
-    net = settled(float_net(cfg), batch(cfg, _CALIBRATION_IMAGES)[0]).to(memory_format=torch.channels_last)
+    net = channels_last(settled(float_net(cfg), batch(cfg, _CALIBRATION_IMAGES)[0]))
     spec = quantized_by(net, [batch(cfg, _CALIBRATION_IMAGES)[0]], cfg.quant.calibration)
     return {"integers": IntegerNet(spec).eval(), "onnxruntime": _onnxruntime(spec, folder / "model.onnx"), "float": net}
 

@@ -50,7 +50,7 @@ class Subject:
     def backward(self) -> Tensor:
         """Run forward and backward pass; return the logits."""
         self.optimizer.zero_grad()
-        logits = self.net(self.images)
+        logits: Tensor = self.net(self.images)
         F.cross_entropy(logits, self.labels).backward()
         return logits.detach()
 
@@ -95,7 +95,7 @@ def check_same(reference: Subject, subject: Subject, name: str) -> None:
     for (key, p), q in zip(reference.net.named_parameters(), subject.net.parameters(), strict=True):
         if not q.requires_grad:
             continue
-        expected, found = p.grad, torch.zeros_like(q) if q.grad is None else q.grad
+        expected, found = (torch.zeros_like(q) if grad is None else grad for grad in (p.grad, q.grad))
         if q in kept:
             expected, found = (grad.index_select(*kept[q]) for grad in (expected, found))
         if not (found - expected).abs().sum() <= _GRADIENT_BUDGET * expected.abs().sum():
@@ -121,7 +121,7 @@ def saved_by_convs(subject: Subject) -> list[int]:
     steps = [step for layer in net.layers for step in layer.steps]
     node = net.features(net.input(subject.images)).grad_fn
     # A chain has three places a step.
-    places = [None] * 3 * len(steps) if node is None else list(node.saved_tensors)
+    places = list(getattr(node, "saved_tensors", [None] * 3 * len(steps)))
     counts = [sum(t is not None for t in places[3 * k : 3 * k + 3]) for k in range(len(steps))]
     return [count for count, step in zip(counts, steps, strict=True) if isinstance(step, Conv)]
 

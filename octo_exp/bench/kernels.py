@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from octo_exp.base.errors import FailedError
+from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
@@ -46,8 +46,10 @@ def codes(*shape: int) -> Tensor:
 def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
     """Return the cases of one convolution layer on inputs of `shape` [N, C, H, W]."""
     n, c, h, w = shape
-    o, kernel = conv.out_channels, conv.kernel_size
-    geometry = ConvGeometry(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+    o, kernel = conv.out_channels, _pair(conv.kernel_size)
+    geometry = ConvGeometry(
+        stride=_pair(conv.stride), padding=_pair(conv.padding), dilation=_pair(conv.dilation), groups=conv.groups
+    )
     oh, ow = geometry.output_size(h, w, kernel)
     x, weight, g = codes(n, c, h, w), codes(o, c // conv.groups, *kernel), codes(n, o, oh, ow)
     scale, work = torch.tensor(1e-4), 2 * n * oh * ow * o * weight[0].numel()
@@ -75,7 +77,7 @@ def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
         return fused.quantize(floats, scale, zero, q_min=-127, q_max=127, impl=impl)
 
     def spread(impl: str) -> Any:
-        return fused.spread(pooled, mask, steps, (oh, ow), impl=impl)
+        return None if mask is None else fused.spread(pooled, mask, steps, (oh, ow), impl=impl)
 
     cases = [
         Case(name=f"{name} output + ReLU + pool", run=output, operations=work),
@@ -83,9 +85,16 @@ def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
         Case(name=f"{name} grad_weight", run=grad_weight, operations=work),
         Case(name=f"{name} quantise x", run=quantize, bytes=x.numel() * 5),
     ]
-    if steps.pool > 1:
+    if mask is not None and steps.pool > 1:
         cases.append(Case(name=f"{name} spread g", run=spread, bytes=4 * y.numel() + 5 * pooled.numel()))
     return cases
+
+
+def _pair(sizes: str | tuple[int, ...]) -> tuple[int, int]:
+    if isinstance(sizes, str):
+        raise UserError(f"padding={sizes} is measured as numbers; give them")
+    height, width = sizes
+    return height, width
 
 
 def compiled_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
@@ -133,13 +142,18 @@ def layers(overrides: Sequence[str], batch_size: int) -> list[tuple[str, nn.Conv
     return [(name, conv, (batch_size, *shape[1:])) for name, conv, shape in found[1:]]
 
 
+def _matmul(a: Tensor, b: Tensor, impl: str, _: str) -> Tensor:
+    """Multiply by `impl`, whichever is asked for."""
+    return ops.int8_matmul(a, b, impl=impl)
+
+
 def ceilings(impl: str) -> list[Case]:
     """Return what the others are held against: well-shaped int8 GEMMs, a copy of 32 MiB."""
     cases = []
     for m, k, n in ((4096, 4096, 4096), (4096, 4096, 512), (2048, 2304, 512), (8192, 2304, 256)):
         a, b = codes(m, k), codes(n, k).t()
-        run = functools.partial(ops.int8_matmul, a, b, impl=impl)
-        cases.append(Case(name=f"int8 GEMM {m} x {k} x {n}", run=lambda _, run=run: run(), operations=2 * m * k * n))
+        run = functools.partial(_matmul, a, b, impl)
+        cases.append(Case(name=f"int8 GEMM {m} x {k} x {n}", run=run, operations=2 * m * k * n))
     source = torch.empty(2**23)
     target = torch.empty_like(source)
     return [*cases, Case(name="copy 32 MiB", run=lambda _: target.copy_(source), bytes=2 * 4 * 2**23)]

@@ -93,7 +93,8 @@ def measure_growth(name: str, overrides: Sequence[str], *, batch_size: int, thre
     command += ["--batch", str(batch_size), "--threads", str(threads)]
     root = Path(__file__).resolve().parents[2]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True, cwd=root) for _ in range(3)]
-    return statistics.median(json.loads(run.stdout.splitlines()[-1])["growth_mib"] for run in runs)
+    growth = [float(json.loads(run.stdout.splitlines()[-1])["growth_mib"]) for run in runs]
+    return statistics.median(growth)
 
 
 def main() -> None:

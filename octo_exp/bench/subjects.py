@@ -81,7 +81,13 @@ def batch(cfg: DictConfig, size: int, device: str = "cpu") -> tuple[Tensor, Tens
 def float_net(cfg: DictConfig) -> nn.Module:
     """Return the float network, the same weights for everyone."""
     torch.manual_seed(0)
-    return build_model(cfg.model)
+    net: nn.Module = build_model(cfg.model)
+    return net
+
+
+def channels_last(net: nn.Module) -> nn.Module:
+    """Return the net, its weights laid out for images that are channels-last."""
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str = "cpu") -> Subject:
@@ -95,7 +101,7 @@ def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str =
     forward: Callable[[Tensor], Tensor] = net
     autocast = name.startswith("bf16")
     if name.endswith("channels_last") or name not in FLOATS:
-        net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        net, images = channels_last(net), images.to(memory_format=torch.channels_last)
     if name not in FLOATS:
         autocast = _quantize(net, cfg, batch_size, device)
     elif name == "fp32_compiled":
@@ -127,7 +133,8 @@ def _quantize(net: nn.Module, cfg: DictConfig, batch_size: int, device: str) -> 
 def _autocast(net: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
     def forward(images: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16):
-            return net(images)
+            logits: Tensor = net(images)
+            return logits
 
     return forward
 
@@ -153,6 +160,6 @@ def precisions(subject: Subject) -> dict[str, str]:
     return found
 
 
-def replaced(subject: Subject, **changes: Tensor) -> Subject:
+def replaced(subject: Subject, *, images: Tensor, labels: Tensor) -> Subject:
     """Return the subject with another batch."""
-    return dataclasses.replace(subject, **changes)
+    return dataclasses.replace(subject, images=images, labels=labels)

@@ -93,9 +93,10 @@ def compare(subject: Subject) -> list[Comparison]:
     subject.loss().backward()
     found = []
     for name, layer in recorder.layers.items():
-        fast = recorder.tensors[name] | {"dw": layer.weight.grad}
-        if layer.bias is not None:
-            fast["db"] = layer.bias.grad
+        fast = dict(recorder.tensors[name])
+        for key, parameter in (("dw", layer.weight), ("db", layer.bias)):
+            if parameter is not None and parameter.grad is not None:
+                fast[key] = parameter.grad
         found.append(_compare_layer(name, recorder.before[name], fast, recorder.codes[name]))
     return found
 

@@ -26,7 +26,7 @@ VERBS = {
     "dse": ("octo_exp.cli.dse", "search machines for a training step: key=value ..."),
     "bench": ("octo_exp.cli.bench", "measure: NAME [key=value ...]"),
     "scalesim": ("octo_exp.hw.scalesim.__main__", "SCALE-Sim's reports of a topology and a config"),
-    "fetch": ("octo_exp.graph.files.fetch", "place the released microcontroller graphs"),
+    "fetch": ("octo_exp.cli.fetch", "place the released microcontroller graphs"),
     "graph": ("octo_exp.cli.graph", "logits of an int8 graph file for a file of images"),
 }
 _USAGE = "octo VERB [PATH] key=value ...   one verb's own words: octo VERB --help"

@@ -17,7 +17,7 @@ _NO_NUMBER = (
     *("callbacks.progress", "callbacks.last_checkpoint", "callbacks.checkpoint.dirpath"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir"),
 )
-_NONE_OF_ITS_OWN = [("data.transforms", {}), ("source.transforms", {})]
+_NONE_OF_ITS_OWN: list[tuple[str, dict[str, Any]]] = [("data.transforms", {}), ("source.transforms", {})]
 # Beginnings of keys that a run which goes on may change: what a step costs is computed beside the training, what is
 # tested comes after it.
 _BESIDE = ("hw", "energy", "callbacks.cost", "train", "test", "trainer.limit_test_batches")

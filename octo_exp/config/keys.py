@@ -1,6 +1,6 @@
 """Checks `key=value` against a composed config: is the key known, is the value of the yaml's type."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from octo_exp.base.errors import ConfigError
 from octo_exp.config.allowed import rule_of
-from octo_exp.config.options import dotted, job_part
+from octo_exp.config.options import dotted, job_part, plain
 from octo_exp.config.wording import check_value, listed, near_miss, unknown_place
 
 # Mappings whose keys are names that the yaml cannot know, such as a network's layers; so is every empty mapping.
@@ -58,7 +58,7 @@ class KeyTree:
 
     def __init__(self, cfg: DictConfig, made: Collection[str] = ()) -> None:
         self._cfg, self._made = cfg, made
-        self._job = OmegaConf.to_container(job_part(cfg), resolve=False)
+        self._job = plain(job_part(cfg), resolve=False)
 
     @cached_property
     def _open(self) -> set[str]:
@@ -69,7 +69,7 @@ class KeyTree:
 
     @cached_property
     def _hydra(self) -> dict[str, Any]:
-        return {"hydra": OmegaConf.to_container(self._cfg.hydra, resolve=False)}
+        return {"hydra": plain(self._cfg.hydra, resolve=False)}
 
     def names(self, *, hydra: bool) -> list[str]:
         """Returns every dotted key, of the job or of hydra's node."""
@@ -205,7 +205,7 @@ def _names_class(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def made_nodes(settings: Iterable[tuple[str, Any]]) -> set[str]:
+def made_nodes(settings: Collection[tuple[str, Any]]) -> set[str]:
     """Pairs of key and value -> the nodes to which they give a class."""
     found = {key.removesuffix("._target_") for key, _ in settings if key.endswith("._target_")}
     return found | {key for key, value in settings if _names_class(value)}

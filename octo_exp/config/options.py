@@ -76,7 +76,7 @@ class ConfigSpace:
 
         List-valued groups are not among them.
         """
-        return dict(OmegaConf.to_container(self.root.hydra.runtime.choices))  # type: ignore[arg-type]
+        return plain(self.root.hydra.runtime.choices, resolve=False)
 
     @cached_property
     def groups(self) -> list[str]:
@@ -131,7 +131,13 @@ def check_hydra(cfg: DictConfig, *, trust: Sequence[str]) -> None:
 
 def job_part(cfg: DictConfig) -> DictConfig:
     """Returns a copy without hydra's node."""
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def plain(node: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    """Returns a mapping of a config as Python's own."""
+    container: Any = OmegaConf.to_container(node, resolve=resolve)
+    return dict(container)
 
 
 def check_complete(cfg: DictConfig) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def check_complete(cfg: DictConfig) -> dict[str, Any]:
 
     ConfigError for what must be given, an interpolation that leads nowhere, a value out of its range.
     """
-    missing = [key for key, value in _entries(OmegaConf.to_container(job_part(cfg), resolve=False)) if value == "???"]
+    missing = [key for key, value in _entries(plain(job_part(cfg), resolve=False)) if value == "???"]
     if missing:
         raise ConfigError(f"{listed(missing)} must be given: write {missing[0]}=<value>")
     values = resolved(cfg)
@@ -151,7 +157,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Returns the job's config with every interpolation resolved; ConfigError names the one that cannot be."""
     with _hydra_config(cfg):
         try:
-            return dict(OmegaConf.to_container(job_part(cfg), resolve=True))  # type: ignore[arg-type]
+            return plain(job_part(cfg), resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key}: {one_line(str(error.msg).splitlines()[0])}") from error
 

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from octo_exp.base.errors import UserError
+
+T = TypeVar("T")
 
 
 def at_least(key: str, value: Any, least: int) -> int:
@@ -21,7 +23,7 @@ def side(key: str, value: Any, name: str) -> int:
     return at_least(key, value, 1)
 
 
-def one_of(key: str, value: Any, allowed: Sequence[Any]) -> Any:
+def one_of(key: str, value: T, allowed: Sequence[T]) -> T:
     """One of the allowed values."""
     if value not in allowed:
         raise UserError(f"data.{key}={value}: it must be one of {', '.join(map(str, allowed))}")

@@ -28,7 +28,7 @@ def is_text(kind: "pa.DataType") -> bool:
     import pyarrow.types as types
 
     kind = label_kind(kind)
-    return types.is_string(kind) or types.is_large_string(kind)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def is_boolean(kind: "pa.DataType") -> bool:
@@ -66,11 +66,11 @@ def label_values(column: "pa.ChunkedArray", spec: Spec, where: str) -> np.ndarra
     if _is_list(values.type):
         return label_values(_only_elements(values, spec, where), spec, where)
     if types.is_boolean(values.type):
-        return values.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(values.to_numpy(zero_copy_only=False)).astype(np.int64)
     if is_text(values.type):
-        return values.to_numpy(zero_copy_only=False)
+        return np.asarray(values.to_numpy(zero_copy_only=False))
     if types.is_integer(values.type):
-        return values.to_numpy()
+        return np.asarray(values.to_numpy())
     if types.is_floating(values.type) or types.is_decimal(values.type):
         return _whole_numbers(values.cast(pa.float64()).to_numpy(), spec, where)
     raise UserError(

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from octo_exp.base.errors import UserError
@@ -20,6 +21,10 @@ from octo_exp.data.decode import first_line
 from octo_exp.data.labels import BOOLEAN_NAMES, is_boolean, is_text, label_values, numbered
 from octo_exp.data.set_spec import Encoded, Spec, check_labels, check_names, choose_image_column, row_name
 from octo_exp.data.shards import parquet_files
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Rows at once, and bytes read ahead of them: photographs may have megabytes.
 _ROWS = 32
@@ -79,12 +84,12 @@ def _stated_names(spec: Spec, path: Path) -> tuple[str, ...] | None:
     return BOOLEAN_NAMES if is_boolean(_label_type(spec, path)) else None
 
 
-def _label_type(spec: Spec, path: Path) -> Any:
+def _label_type(spec: Spec, path: Path) -> "pa.DataType":
     with _opened(path) as file:
         return file.schema_arrow.field(spec.label_column).type
 
 
-def _label_column(spec: Spec, path: Path) -> Any:
+def _label_column(spec: Spec, path: Path) -> np.ndarray:
     with _opened(path) as file:
         column = file.read(columns=[spec.label_column]).column(spec.label_column)
     return label_values(column, spec, str(path))
@@ -113,7 +118,7 @@ def _encoded(spec: Spec, files: Sequence[Path], ends: Sequence[int]) -> Iterator
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> "Iterator[pq.ParquetFile]":
     """A parquet file; what pyarrow raises in the block becomes one line."""
     import pyarrow.parquet as pq
 
@@ -129,7 +134,7 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _has_bytes(kind: Any) -> bool:
+def _has_bytes(kind: "pa.DataType") -> bool:
     """Whether an arrow type is the struct {bytes, path} of Hugging Face's images."""
     import pyarrow.types as types
 

@@ -136,7 +136,7 @@ class Int8Layer(nn.Module):
             low, high = x.detach().aminmax()
             for kept, now in ((self.low, low), (self.high, high)):
                 kept.copy_(torch.where(kept.isnan(), now, 0.9 * kept + (1 - 0.9) * now))
-        y: Tensor = ThreeGemms.apply(x, self.weight, low, high, self.k, self.keep)
+        y: Tensor = ThreeGemms.apply(x, self.weight, low, high, self.k, self.keep)  # type: ignore[no-untyped-call]
         return y
 
 

@@ -62,7 +62,7 @@ def export_run(request: Request) -> Exported:
             "float network anew with train.py"
         )
     used = calibration if graph.origin == "calibrated" else None
-    return export_graph(graph, request.format, path, facts={"calibration": used, **comparison(graph)})
+    return export_graph(graph, request.format, path, facts={"calibration": used, **comparison(graph, source)})
 
 
 def export_graph(graph: "Graph", form: str, path: Path, *, facts: Mapping[str, Any]) -> Exported:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.base.files import expanded
 from octo_exp.config.trust import check_targets
+from octo_exp.data.protocol import DataModule
 from octo_exp.models.build import build_model
 from octo_exp.runs.assemble import build_module, replaced
 from octo_exp.runs.weights import check_same_network, checkpoint_path, net_state
@@ -30,7 +30,7 @@ class Source:
     cfg: DictConfig
     checkpoint: Path
     net: nn.Module
-    datamodule: Any
+    datamodule: DataModule
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised test images [N, C, S, S] and their labels [N]."""
@@ -39,7 +39,8 @@ class Source:
 
     def fresh_model(self) -> nn.Module:
         """Return a new network of the run's model, in float."""
-        return build_model(self.cfg.model)
+        model: nn.Module = build_model(self.cfg.model)
+        return model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,7 @@ def read_run(value: str, *, trust: Sequence[str] = ()) -> Source:
     # Interpolations may say something else now.
     _check_trusted(cfg, trust, value)
     try:
-        datamodule = instantiate(cfg.data)
+        datamodule: DataModule = instantiate(cfg.data)
         datamodule.setup()
         net = build_module(cfg, datamodule).module.net
     except InstantiationException as error:
@@ -106,7 +107,7 @@ def _config(path: Path, value: str) -> DictConfig:
     except Exception as error:
         raise UserError(f"run={value}: config.yaml cannot be read ({str(error).splitlines()[0]})") from error
     missing = [key for key in _NEEDED if not isinstance(cfg, DictConfig) or key not in cfg]
-    if missing:
+    if missing or not isinstance(cfg, DictConfig):
         raise UserError(f"run={value}: config.yaml has no {missing[0]}; give the folder of a run of train.py")
     return cfg
 

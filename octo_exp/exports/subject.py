@@ -122,14 +122,14 @@ def _logits_absmax(source: Source) -> float:
 
 
 @torch.no_grad()
-def comparison(graph: Graph) -> dict[str, Any]:
-    """Return how the integer path and the network of the run's checkpoint do on the test images of a run.
+def comparison(graph: Graph, source: Source) -> dict[str, Any]:
+    """Return how the integer path and the network of the run's checkpoint do on the test images of its run.
 
     That of a run of quant=ptq is the float network, before quantisation.
     """
     images = same = right = right_before = 0
-    for x, labels in with_progress(graph.batches(), "test images"):
-        ours, theirs = graph.net(x).argmax(1), graph.source.net(x).argmax(1)
+    for x, labels in with_progress(source.test_batches(), "test images"):
+        ours, theirs = graph.net(x).argmax(1), source.net(x).argmax(1)
         images += len(labels)
         same += int((ours == theirs).sum())
         right += int((ours == labels).sum())

@@ -15,6 +15,9 @@ class McuInput(nn.Module):
     pixels are (p / 255 - 0.5) * 255.
     """
 
+    scale: Tensor
+    zero: Tensor
+
     def __init__(self, spec: InputSpec) -> None:
         super().__init__()
         self.is_codes = spec.is_codes

@@ -1,6 +1,6 @@
 """An int8 graph as a straight line of named steps: convolutions, pools, additions, in order of execution."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from octo_exp.graph.parts import BlockSpec, ConvSpec, Image, PoolSpec, ResidualSpec
@@ -49,7 +49,7 @@ def images_of(spec: ModelSpec) -> dict[str, Image]:
     return {INPUT: spec.image} | {step.name: step.gives for step in steps_of(spec)}
 
 
-def last_reads(steps: list[Step]) -> dict[str, int]:
+def last_reads(steps: Sequence[Step]) -> dict[str, int]:
     """Return for every name the place of the last step that reads it."""
     return {name: k for k, step in enumerate(steps) for name in step.reads}
 

@@ -27,8 +27,8 @@ def build_model(node: DictConfig) -> Any:
     parameters = inspect.signature(get_object(target) if isinstance(target, str) else target).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return _made(node, target)
-    kept = {key: value for key, value in node.items() if key not in OFFERED or key in parameters}
-    unknown = [key for key in kept if key not in parameters and not str(key).startswith("_")]
+    kept = {str(key): value for key, value in node.items() if key not in OFFERED or key in parameters}
+    unknown = [key for key in kept if key not in parameters and not key.startswith("_")]
     if unknown:
         takes = ", ".join(parameters) or "no arguments"
         raise ConfigError(f"model.{unknown[0]}: {target} takes {takes}; leave it out, or correct the name")

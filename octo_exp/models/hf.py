@@ -60,7 +60,8 @@ class HuggingFaceClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.net(pixel_values=x).logits
+        logits: Tensor = self.net(pixel_values=x).logits
+        return logits
 
 
 def _refusal(name: str | None, error: Exception) -> UserError:

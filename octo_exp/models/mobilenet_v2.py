@@ -34,7 +34,8 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return body(x), or x + body(x)."""
-        return x + self.body(x) if self.adds else self.body(x)
+        y: Tensor = self.body(x)
+        return x + y if self.adds else y
 
 
 class MobileNetV2(nn.Module):
@@ -74,7 +75,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.classifier(self.features(x).flatten(1))
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
 
 
 def _convolution(

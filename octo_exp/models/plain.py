@@ -44,7 +44,8 @@ class PlainConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.classifier(self.features(x).flatten(1))
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
 
 
 def _plan(stages: Sequence[int | str | Sequence[int]]) -> list[tuple[int, int, bool]]:

@@ -31,7 +31,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(body(x) + shortcut(x))."""
-        return self.relu(self.body(x) + self.shortcut(x))
+        y: Tensor = self.relu(self.body(x) + self.shortcut(x))
+        return y
 
 
 STEMS = ("small", "large")
@@ -79,7 +80,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.classifier(self.features(x).flatten(1))
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
 
 
 class ResNetCifar(ResNet):

@@ -14,12 +14,19 @@ epoch are done after it, by whichever process goes on.
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import ProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ProgressBar, Timer
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from octo_exp.base import signals
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return a trainer's callbacks, which a part of it has set."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 class _EpochLoop(_TrainingEpochLoop):
@@ -100,7 +107,7 @@ class ExactFitLoop(_FitLoop):
         """Let callbacks write; in the middle of an accumulated step they cannot, for its gradients are not kept."""
         if self.epoch_loop._should_accumulate():
             return
-        for callback in self.trainer.callbacks:
+        for callback in callbacks_of(self.trainer):
             hook = getattr(callback, "on_resume_point", None)
             if hook is not None:
                 hook(self.trainer, self.trainer.lightning_module, stopping=stopping)
@@ -114,7 +121,7 @@ class ExactFitLoop(_FitLoop):
         """Note whether the checkpoint lies inside an epoch."""
         super().on_load_checkpoint(state_dict)
         progress = self.epoch_progress.current
-        self._unfinished = progress.started > progress.processed
+        self._unfinished = isinstance(progress, _ProcessedTracker) and progress.started > progress.processed
 
     @property
     def done(self) -> bool:
@@ -126,7 +133,7 @@ class ExactFitLoop(_FitLoop):
         super().on_advance_start()
         if self.restarted_mid_epoch:
             # Lightning tells nobody that an epoch goes on; a bar would never be drawn.
-            for callback in self.trainer.callbacks:
+            for callback in callbacks_of(self.trainer):
                 if isinstance(callback, ProgressBar):
                     callback.on_train_epoch_start(self.trainer, self.trainer.lightning_module)
 
@@ -148,7 +155,7 @@ def _limits(trainer: Trainer) -> list[Any]:
     """What a run may be long, in plain values."""
     times = [
         callback.time_elapsed() + (callback.time_remaining() or 0.0)
-        for callback in trainer.callbacks
+        for callback in callbacks_of(trainer)
         if isinstance(callback, Timer)
     ]
     return [trainer.max_epochs, trainer.max_steps, *map(round, times)]

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from octo_exp.base.errors import UserError
 
-ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
+ParameterGroups = Callable[[Any], Sequence[Mapping[str, Any]]]
 Penalty = Callable[[nn.Module], Tensor | None]
 # (optimizer, total_steps) -> Lightning's `lr_scheduler`: scheduler, interval, frequency, monitor. total_steps() counts
 # the steps of the run.
@@ -45,6 +45,14 @@ def warmup_cosine(
 def _schedulers(found: Any) -> list[Any]:
     """What LightningModule.lr_schedulers gives, as a list."""
     return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def network_of(module: LightningModule, callback: str) -> nn.Module:
+    """The network of anybody's LightningModule, its `net`; UserError names the callback that asks for it."""
+    net = getattr(module, "net", None)
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{callback}: {type(module).__name__} has no module 'net'; remove the {callback} callback")
+    return net
 
 
 class LitClassifier(LightningModule):
@@ -79,30 +87,39 @@ class LitClassifier(LightningModule):
         speed_guard: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.prefix = net, ""
+        self.net: nn.Module = net
+        self.prefix = ""
         self._optimizer, self._scheduler = optimizer, scheduler
         self._parameter_groups, self._penalty, self._trained = parameter_groups, penalty, trained
         self._speed_guard = speed_guard
-        self.accuracy = nn.ModuleDict(
-            {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")}
-        )
+        self._accuracy_of = {
+            stage: MulticlassAccuracy(num_classes, average="micro") for stage in ("train", "val", "test")
+        }
+        self.accuracy = nn.ModuleDict({f"{stage}_acc": metric for stage, metric in self._accuracy_of.items()})
         # Checkpoints inside an epoch keep what was counted; a validation is never gone on with.
-        self.accuracy["train_acc"].persistent(True)
+        self._accuracy_of["train"].persistent(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.net(x)
+        logits: Tensor = self.net(x)
+        return logits
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str, net: nn.Module | None = None) -> Tensor:
         images, labels = batch
         logits = (net or self.net)(images)
         loss = F.cross_entropy(logits, labels)
-        metric = self.accuracy[f"{stage}_acc"]
+        metric = self._accuracy_of[stage]
         metric.update(logits, labels)
         self.log(f"{self.prefix}{stage}/loss", loss, prog_bar=stage == "train", batch_size=len(labels))
         if stage != "train":
-            options = {"on_step": False, "on_epoch": True, "prog_bar": stage == "val", "batch_size": len(labels)}
-            self.log(f"{self.prefix}{stage}/acc", metric, **options)
+            self.log(
+                f"{self.prefix}{stage}/acc",
+                metric,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=stage == "val",
+                batch_size=len(labels),
+            )
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -134,7 +151,7 @@ class LitClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the training accuracy, also of an epoch that was begun by another process."""
-        metric = self.accuracy["train_acc"]
+        metric = self._accuracy_of["train"]
         self.log(f"{self.prefix}train/acc", metric.compute(), prog_bar=True)
         metric.reset()
 
@@ -159,7 +176,7 @@ class LitClassifier(LightningModule):
                 "ckpt: what trained there is not what would train here; give the run's own update= and init_from="
             )
         # A metric does not know that what it has loaded was counted (torchmetrics warns of an empty one).
-        self.accuracy["train_acc"]._update_count = 1
+        self._accuracy_of["train"]._update_count = 1
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from octo_exp.base.errors import UserError
+from octo_exp.data.protocol import DataModule
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.graph.train.chains import MODES
 from octo_exp.graph.train.graph_net import McuNet
@@ -30,7 +31,7 @@ class Native:
         if self.mode not in MODES:
             raise UserError(f"quant.mode={self.mode} is unknown; choose one of {', '.join(MODES)}")
 
-    def graph(self, model: nn.Module | ModelSpec, datamodule: Any) -> McuNet:
+    def graph(self, model: nn.Module | ModelSpec, datamodule: DataModule) -> McuNet:
         """Return the int8 graph of a model file's spec, or of a trained float net [N, C, S, S] -> [N, classes].
 
         Args:
@@ -42,8 +43,13 @@ class Native:
 
         """
         spec = model if isinstance(model, ModelSpec) else quantized(model, datamodule, self.calibration)
-        options = {"mode": self.mode, "quantize_gradient": self.quantize_gradient}
-        return McuNet(spec, num_classes=datamodule.classes, head=self.head_of(spec, datamodule.classes), **options)
+        return McuNet(
+            spec,
+            num_classes=datamodule.classes,
+            head=self.head_of(spec, datamodule.classes),
+            mode=self.mode,
+            quantize_gradient=self.quantize_gradient,
+        )
 
     def head_of(self, spec: ModelSpec, classes: int) -> str:
         """Return the head's name, that of `auto` for a number of classes."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
+from octo_exp.data.protocol import DataModule
 from octo_exp.graph.files.writer import write_model
 from octo_exp.graph.integers import IntegerNet
 from octo_exp.graph.spec import ModelSpec
@@ -39,7 +40,7 @@ class PostTraining:
         """Take away the graph of an earlier run in the folder, which would pass for one of the new weights."""
         (folder / GRAPH_FILE).unlink(missing_ok=True)
 
-    def integer_net(self, net: nn.Module, datamodule: Any, folder: Path) -> IntegerNet:
+    def integer_net(self, net: nn.Module, datamodule: DataModule, folder: Path) -> IntegerNet:
         """Quantise a trained float net, write its graph into the run's folder and return it in integers alone.
 
         UserError for an operation without an int8 form, by name and place.
@@ -49,7 +50,7 @@ class PostTraining:
         return IntegerNet(spec).eval()
 
 
-def quantized(net: nn.Module, datamodule: Any, calibration: Mapping[str, Any]) -> ModelSpec:
+def quantized(net: nn.Module, datamodule: DataModule, calibration: Mapping[str, Any]) -> ModelSpec:
     """Return a trained float net [N, C, S, S] -> [N, classes] as an int8 graph; the net is left as it is.
 
     Args:

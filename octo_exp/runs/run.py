@@ -24,6 +24,7 @@ from octo_exp.base.files import write_json, write_text
 from octo_exp.base.lock import hold
 from octo_exp.config import identity
 from octo_exp.config.trust import check_targets
+from octo_exp.data.protocol import DataModule
 from octo_exp.runs import folder as folders
 from octo_exp.runs import results
 from octo_exp.runs.assemble import (
@@ -102,9 +103,9 @@ class _Job:
         cfg = fitted(cfg, given_keys())
         check_settings(cfg)
         self.source = _source(cfg)
-        self.datamodule = construct("data", cfg.data, instantiate)
+        self.datamodule: DataModule = construct("data", cfg.data, instantiate)
         told = None if self.source is None else self.source.identity
-        self.identity = identity_of(cfg, self.datamodule, told)
+        self.identity: dict[str, Any] = identity_of(cfg, self.datamodule, told)
         self.cfg, self.folder = cfg, Path(cfg.save_dir)
         # What is made for several runs is waited for, where another process makes it just now.
         self._wait: Callable[[str], None] | None = None
@@ -158,11 +159,11 @@ class _Job:
         if given is not None and is_inside(str(given), self.folder):
             return given
         found, told = folders.going_on(self.folder, self.identity, resume=resume, sweep=sweep)
+        if found is None:
+            return self._given() if resume else given
         for line in told:
             results.say(f"{line}; going on from {found.path} instead")
-        if found is not None:
-            return found.path
-        return self._given() if resume else given
+        return found.path
 
     def _given(self) -> Path | None:
         """Return the checkpoint of ckpt=; RefusedError where this run cannot go on from it."""

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from omegaconf import DictConfig
 
 from octo_exp.base import signals
 from octo_exp.base.errors import UserError
+from octo_exp.data.protocol import DataModule
+from octo_exp.graph.train.update.convolutions import UpdatableNet
 from octo_exp.runs import folder as folders
 from octo_exp.runs import results
 from octo_exp.runs.assemble import Built, choice
@@ -18,7 +20,7 @@ from octo_exp.runs.weights import check_same_network, net_state, weights_sha256
 
 
 def stages(
-    cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any, checkpoint: Path | None
+    cfg: DictConfig, trainer: Trainer, built: Built, datamodule: DataModule, checkpoint: Path | None
 ) -> dict[str, float]:
     """Fit and test as the config says; return the last value of every logged metric."""
     if checkpoint is not None:
@@ -40,17 +42,28 @@ def stages(
         metrics |= _quantize(cfg, trainer, built, datamodule, tested)
         tested = None
     if cfg.test:
-        trainer.test(built.module, datamodule=datamodule, ckpt_path=tested, verbose=False, weights_only=True)
+        trainer.test(
+            built.module, datamodule=_lightning(datamodule), ckpt_path=tested, verbose=False, weights_only=True
+        )
         metrics |= _numbers(trainer.callback_metrics)
     return metrics
 
 
-def _fit(trainer: Trainer, built: Built, datamodule: Any, checkpoint: Path | None) -> None:
+def _lightning(datamodule: DataModule) -> LightningDataModule:
+    if not isinstance(datamodule, LightningDataModule):
+        raise UserError(f"data: {type(datamodule).__name__} is no LightningDataModule; name one by data._target_=")
+    return datamodule
+
+
+def _fit(trainer: Trainer, built: Built, datamodule: DataModule, checkpoint: Path | None) -> None:
     """Train; a signal ends the step first, and is told with where the run stands."""
     before = 0 if checkpoint is None else folders.read(checkpoint, "ckpt").step
     with signals.deferred():
         trainer.fit(
-            built.module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=checkpoint is not None or None
+            built.module,
+            datamodule=_lightning(datamodule),
+            ckpt_path=checkpoint,
+            weights_only=checkpoint is not None or None,
         )
     if checkpoint is not None and trainer.global_step == before:
         remedy = "a callback had stopped it" if trainer.should_stop else "a larger trainer.max_epochs= trains on"
@@ -59,16 +72,19 @@ def _fit(trainer: Trainer, built: Built, datamodule: Any, checkpoint: Path | Non
         )
 
 
-def _quantize(cfg: DictConfig, trainer: Trainer, built: Built, datamodule: Any, ckpt: Path | None) -> dict[str, float]:
+def _quantize(
+    cfg: DictConfig, trainer: Trainer, built: Built, datamodule: DataModule, ckpt: Path | None
+) -> dict[str, float]:
     """Test the float net, then put its integer graph in its place; return the metrics, named float/test/..."""
     module, found = built.module, {}
     if ckpt is not None:
         module.net.load_state_dict(net_state(ckpt, "ckpt"))
     if cfg.test:
         module.prefix = "float/"
-        trainer.test(module, datamodule=datamodule, verbose=False)
+        trainer.test(module, datamodule=_lightning(datamodule), verbose=False)
         found, module.prefix = _numbers(trainer.callback_metrics), ""
-    module.net = built.after.integer_net(module.net.cpu(), datamodule, Path(cfg.save_dir))
+    if built.after is not None:
+        module.net = built.after.integer_net(module.net.cpu(), datamodule, Path(cfg.save_dir))
     return found
 
 
@@ -86,9 +102,10 @@ def callback_results(callbacks: Mapping[str, Any]) -> dict[str, Any]:
 
 def _update_facts(cfg: DictConfig, built: Built) -> dict[str, Any]:
     """Return the update rule's name and the memory that it needs beside the forward pass."""
-    if built.rule is None:
+    net = built.module.net
+    if built.rule is None or not isinstance(net, UpdatableNet):
         return {"update": None}
-    account = built.rule.memory(built.module.net)
+    account = built.rule.memory(net)
     return {
         "update": choice("update", cfg),
         "update/optimizer": built.rule.optimizer,

@@ -13,6 +13,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.base.files import expanded, write_text
 from octo_exp.config import identity
 from octo_exp.config.resumed import given_beside, key_of, taken
+from octo_exp.data.protocol import DataModule
 from octo_exp.runs.assemble import replaced, resolved
 from octo_exp.runs.folder import CONFIG, RefusedError, checkpoint_path, newest
 from octo_exp.runs.weights import given as given_weights
@@ -63,8 +64,8 @@ def _read(folder: Path) -> DictConfig:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RefusedError(f"resume={folder}: {CONFIG} cannot be read ({reason}); copy the folder again") from error
     nodes = ("data", "model", "quant", "trainer", "optim", "kernel")
-    is_run = isinstance(own, DictConfig) and all(isinstance(own.get(key), DictConfig) for key in nodes)
-    if not is_run or "seed" not in own or "save_dir" not in own:
+    has_nodes = isinstance(own, DictConfig) and all(isinstance(own.get(key), DictConfig) for key in nodes)
+    if not (isinstance(own, DictConfig) and has_nodes and "seed" in own and "save_dir" in own):
         raise RefusedError(f"resume={folder}: its {CONFIG} is not that of a run; copy the folder again")
     return own
 
@@ -87,7 +88,7 @@ def _absolute(cfg: DictConfig) -> DictConfig:
     return replaced(cfg, **{key: str(base / expanded(str(value))) for key, value in given.items()})
 
 
-def identity_of(cfg: DictConfig, datamodule: Any, source: Mapping[str, Any] | None) -> dict[str, Any]:
+def identity_of(cfg: DictConfig, datamodule: DataModule, source: Mapping[str, Any] | None) -> dict[str, Any]:
     """A run's identity, the content of what it starts from included.
 
     Args:

@@ -80,13 +80,14 @@ def trace(
         )
     check_number("trace", "batch_size", batch_size, whole=True, high=_MOST_IMAGES)
     shares = dict(sparse or {})
+    work: list[VectorWork] = []
     if isinstance(net, AccountsForSteps):
         if frozen or shares or autocast:
             raise UserError(
                 f"{type(net).__name__} has its own arithmetic and trains what update= says: leave out frozen and "
                 "sparse, and set trainer.precision=32-true"
             )
-        record, work = net.step_account((batch_size, *input_shape)), []
+        record = net.step_account((batch_size, *input_shape))
     else:
         net, record, work = _recorded(net, (batch_size, *input_shape), frozen, shares, autocast=autocast)
     gemms = [_gemms(account, grad_input_form, record.shares) for _, account in record.accounts]

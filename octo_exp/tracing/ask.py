@@ -1,6 +1,7 @@
 """Modules that are asked for their account instead of run: those that have one, and under autocast torch's layers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def install(net: nn.Module, recorder: Recorder, *, autocast: bool) -> None:
             state = _autocast_layer(module)
         else:
             continue
-        module.forward = _asked(module, state, recorder, autocast=autocast)
+        module.forward = _asked(module, state, recorder, autocast=autocast)  # type: ignore[method-assign]
         recorder.asked.add(module)
 
 
@@ -72,6 +73,7 @@ def _answer(
         raise UserError(f"layer {account.layer!r}: its account must say what it makes, of 16 or 32 bits an element")
     shape, dtype = account.y_shape, _DTYPES[account.y_bits]
     with recorder.silence():
-        y: Tensor = _Made.apply(x, *module.parameters(), lambda: torch.empty(shape, dtype=dtype, device="meta"))
+        made = partial(torch.empty, shape, dtype=dtype, device="meta")
+        y: Tensor = _Made.apply(x, *module.parameters(), made)  # type: ignore[no-untyped-call]
     recorder.add_event([x], [y])
     return y

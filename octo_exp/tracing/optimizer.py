@@ -1,6 +1,7 @@
 """What an optimizer costs for each parameter that it updates, found by running it on a small one."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ def _one_step(optimizer: Optimizer, group: Mapping[str, object]) -> OptimizerCos
     options = {name: value for name, value in group.items() if name != "params"}
     # One kernel a parameter, so that its elements can be counted.
     options |= {name: False for name in ("foreach", "fused", "capturable") if name in options}
-    twin = type(optimizer)([{"params": [dummy], **options}])
+    # Its own class has defaults.
+    twin = type(optimizer)([{"params": [dummy], **options}])  # type: ignore[call-arg]
     dummy.grad = torch.ones_like(dummy)
     # The first step makes the state, the second is an ordinary one.
     twin.step()
@@ -45,14 +47,16 @@ def _one_step(optimizer: Optimizer, group: Mapping[str, object]) -> OptimizerCos
     return OptimizerCost(operations=counted.elements / dummy.numel(), state_bytes=size / dummy.numel())
 
 
-class _Elements(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Elements(TorchDispatchMode):
     """Counts the elements of every kernel's result, scalars left out."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.dim() > 0]
         if not func.is_view:

@@ -42,7 +42,7 @@ class Event:
     outputs: tuple[Tensor, ...]
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):
     """Notes the accounts of layers and every other operation; refuses a multiplication of matrices outside of them."""
 
     def __init__(self, net: nn.Module) -> None:

@@ -206,13 +206,14 @@ def test_kept_channels_are_the_saved_ones_and_get_the_full_gradient(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_without_gradients_nothing_is_made_for_them(mode, monkeypatch):
     net, wanted = net_of(mode), []
-    forward = chains.MODES[mode].forward
+    arithmetic = chains.arithmetic_of(mode, "cpu")
+    forward = arithmetic.forward
 
     def watched(*operands: Tensor, want_bits: bool) -> tuple[Tensor, Tensor]:
         wanted.append(want_bits)
         return forward(*operands, want_bits=want_bits)
 
-    monkeypatch.setattr(chains.MODES[mode], "forward", watched)
+    monkeypatch.setattr(arithmetic, "forward", watched)
     with torch.no_grad():
         assert not net(images()).requires_grad
     assert wanted == [False] * 9

@@ -9,7 +9,7 @@ import torch
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.files.layout import FORMAT, from_dict, to_dict
-from octo_exp.graph.files.published import is_publishable
+from octo_exp.graph.files.published import to_published
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.files.writer import model_bytes, write_model
 from octo_exp.graph.spec import BlockSpec, InputSpec, ModelSpec
@@ -20,7 +20,7 @@ from tests.graph.test_files import change_of, refusal, write
 
 @pytest.mark.parametrize("spec", [tiny_resnet(), *map(random_model, range(20))])
 def test_a_model_reads_back_identically(spec, tmp_path):
-    assert not is_publishable(spec)
+    assert to_published(spec) is None
     write_model(spec, tmp_path / "x.pkl")
     assert same(read_model(tmp_path / "x.pkl"), spec)
     assert same(from_dict(to_dict(spec)), spec)
@@ -70,8 +70,8 @@ def _whole(spec: ModelSpec) -> Any:
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_what_the_published_layout_cannot_say_is_kept(name, tmp_path):
-    assert is_publishable(tiny_model())
-    assert is_publishable(replace(tiny_model(), **_padded(tiny_model(), 1)))
+    assert to_published(tiny_model()) is not None
+    assert to_published(replace(tiny_model(), **_padded(tiny_model(), 1))) is not None
     assert "format" not in to_dict(tiny_model())
     spec = replace(tiny_model(), **BEYOND[name](tiny_model()))
     assert to_dict(spec)["format"] == FORMAT

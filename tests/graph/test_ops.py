@@ -154,12 +154,12 @@ def test_the_plain_integer_form_is_the_compiled_one():
     """What runs on other devices, on this one."""
     for groups, kernel, stride in ((1, 1, 1), (8, 3, 2), (2, 3, 1), (1, 5, 2)):
         case = conv_case(7, n=3, channels=(8, 8), groups=groups, kernel=kernel, stride=stride, size=(7, 9))
-        codes = integer.PLAIN.enter(case.x)
+        codes = integer.enter(case.x)
         assert torch.equal(codes, cpu_forward.enter(case.x))
-        y, bits = integer.PLAIN.forward(codes, case.w, case.b, case.constants, want_bits=True)
+        y, bits = integer.forward(codes, case.w, case.b, case.constants, want_bits=True)
         z, _ = cpu_forward.forward(codes, case.w, case.b, case.constants, want_bits=True)
         assert torch.equal(y, z)
-        assert torch.equal(integer.PLAIN.leave(y).double(), torch.from_numpy(brute_force(case).y))
+        assert torch.equal(integer.leave(y).double(), torch.from_numpy(brute_force(case).y))
         assert bits.numel() == (y.numel() + 7) // 8
 
 
@@ -195,7 +195,7 @@ def test_masters_are_rounded_and_biases_are_not(mode):
 def test_an_addition_and_its_gradients(mode, shape):
     x1, x2 = (torch.randint(-128, 128, shape).float() for _ in range(2))
     scales, zeros = (0.0817, 0.0561, 0.0613), (-7, 14, -2)
-    arithmetic = chains.MODES[mode]
+    arithmetic = chains.arithmetic_of(mode, "cpu")
     y, bits = arithmetic.add(arithmetic.enter(x1), arithmetic.enter(x2), scales, zeros, want_bits=True)
     y, g = arithmetic.leave(y), torch.randn(shape)
     gradients = arithmetic.add_backward(g, bits, scales, True, True)
@@ -222,7 +222,7 @@ def test_an_addition_rounds_in_the_released_order(mode, scales):
     a, b = (v.reshape(1, 1, 256, 256) for v in np.meshgrid(*[np.arange(-128, 128, dtype=np.float32)] * 2))
     s1, s2, s_y = (np.float32(s) for s in scales)
     t = np.rint(((a - np.float32(1)) * s1 + (b - np.float32(2)) * s2) / s_y) + np.float32(3)
-    arithmetic = chains.MODES[mode]
+    arithmetic = chains.arithmetic_of(mode, "cpu")
     states = [arithmetic.enter(torch.from_numpy(v)) for v in (a, b)]
     y, _ = arithmetic.add(*states, scales, (1, 2, 3), want_bits=False)
     assert torch.equal(arithmetic.leave(y), torch.from_numpy(t.clip(-128, 127)))

@@ -85,8 +85,8 @@ class Nsga2:
         """Return the study of the journal; a new one where the journal is empty."""
         optuna, lines = self._optuna, self._lines
 
-        # Kept in memory: the file backend waits for the disk several times a trial.
-        class Journal(optuna.storages.journal.BaseJournalBackend):
+        # Kept in memory: the file backend waits for the disk several times a trial. mypy sees no optional library.
+        class Journal(optuna.storages.journal.BaseJournalBackend):  # type: ignore[name-defined, misc]
             def append_logs(self, logs: list[dict[str, Any]]) -> None:
                 lines.extend(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
 

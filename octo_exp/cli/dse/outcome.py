@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +134,11 @@ def _write_scalesim(folder: Path, problem: "Problem", point: int) -> list[str]:
     """Write the best design and the GEMMs as SCALE-Sim takes them; return what it cannot take, a line each."""
     profile = problem.space.profile(point, name=f"{problem.space.base.name}_best")
     notes = []
-    for name, job in (
-        ("best.cfg", lambda path: write_config(profile, path)),
-        ("gemms.csv", lambda path: write_topology(problem.objectives.workload, path)),
-    ):
+    jobs: dict[str, Callable[[Path], object]] = {
+        "best.cfg": lambda path: write_config(profile, path),
+        "gemms.csv": lambda path: write_topology(problem.objectives.workload, path),
+    }
+    for name, job in jobs.items():
         try:
             job(folder / name)
         except UserError as error:

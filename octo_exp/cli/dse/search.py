@@ -25,6 +25,8 @@ from octo_exp.base.lock import hold
 from octo_exp.base.signals import Stopped
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from octo_exp.hw.search.archive import Archive
     from octo_exp.hw.search.scan import Problem, Search
     from octo_exp.hw.search.state import Store
@@ -98,8 +100,8 @@ def _configuration() -> Iterator[None]:
 
 def _request(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain values, without what says where things lie."""
-    copy = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _PLACES])
-    return json.loads(json.dumps(OmegaConf.to_container(copy, resolve=True)))
+    copy = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in _PLACES])
+    return dict(json.loads(json.dumps(OmegaConf.to_container(copy, resolve=True))))
 
 
 def _check_same(folder: Path, here: Mapping[str, Any], there: Mapping[str, Any] | None) -> None:
@@ -123,6 +125,7 @@ def _differences(here: Any, there: Any, key: str = "") -> Iterator[tuple[str, An
 
 def build_problem(cfg: DictConfig) -> "Problem":
     """What is searched, and for what; light checks come before the network is built."""
+    from octo_exp.config.options import plain
     from octo_exp.config.trust import check_targets
     from octo_exp.hw.search.objectives import Objectives, check_objectives
     from octo_exp.hw.search.scan import Problem, checked_budget
@@ -135,8 +138,7 @@ def build_problem(cfg: DictConfig) -> "Problem":
         raise ConfigError(f"unknown search.method '{cfg.search.method}': choose one of {', '.join(METHODS)}")
     if cfg.top < 1:
         raise ConfigError(f"top must be at least 1, got {cfg.top}")
-    axes = OmegaConf.to_container(cfg.space or cfg.default_space, resolve=True)
-    constraints = OmegaConf.to_container(cfg.constraints, resolve=True)
+    axes, constraints = (plain(node, resolve=True) for node in (cfg.space or cfg.default_space, cfg.constraints))
     for role in cfg.roles:
         if role not in ROLES:
             raise ConfigError(f"unknown role '{role}' in roles: choose among {', '.join(ROLES)}")
@@ -177,7 +179,8 @@ def _workload(cfg: DictConfig) -> "Workload":
 
 
 def _of_roles(workload: "Workload", roles: Sequence[str]) -> "Workload":
-    gemms, vector = (tuple(work for work in all_ if work.role in roles) for all_ in (workload.gemms, workload.vector))
+    gemms = tuple(gemm for gemm in workload.gemms if gemm.role in roles)
+    vector = tuple(work for work in workload.vector if work.role in roles)
     if not gemms:
         raise UserError(f"roles=[{','.join(roles)}]: the training step has no GEMM in them, choose others")
     return replace(workload, gemms=gemms, vector=vector, buffers=())
@@ -234,18 +237,20 @@ class _Bar:
         console = Console(stderr=True, markup=False)
         self._progress = Progress(console=console, transient=True) if console.is_terminal else None
         self._started = time.monotonic()
-        self._task: Any = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> "_Bar":
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if self._task is not None:
+        if self._progress is not None and self._task is not None:
             self._progress.stop()
 
     def __call__(self, search: "Search") -> None:
         """Show where the search stands."""
-        if self._task is None and self._progress is not None and time.monotonic() - self._started > 1:
+        if self._progress is None:
+            return
+        if self._task is None and time.monotonic() - self._started > 1:
             self._progress.start()
             self._task = self._progress.add_task("designs", total=search.budget)
         if self._task is not None:
@@ -253,7 +258,7 @@ class _Bar:
 
 
 def _names(cfg: DictConfig) -> dict[str, str]:
-    model = HydraConfig.get().runtime.choices.model if HydraConfig.initialized() else cfg.model._target_
+    model = HydraConfig.get().runtime.choices["model"] if HydraConfig.initialized() else cfg.model._target_
     return {"model": str(model), "data": cfg.data.name, "quant": cfg.quant.name}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octo_exp.base.errors import FailedError
 from octo_exp.exports.evidence import Evidence
@@ -37,8 +37,8 @@ def verify(graph: Graph, folder: Path, name: str) -> Evidence:
     again = read_model(folder / f"{name}{SUFFIX}")
     own = graph.source.net if isinstance(graph.source.net, McuNet) else None
     exact = own is not None and consists_of_integers(own)
-    nets = [type(graph.net)(again).eval()]
-    expected = [graph.net]
+    nets: list[nn.Module] = [type(graph.net)(again).eval()]
+    expected: list[nn.Module] = [graph.net]
     if own is not None:
         nets.append(McuNet.with_classifier(again, mode=own.mode).eval())
         expected.append(McuNet.with_classifier(graph.original, mode=own.mode).eval())
@@ -48,7 +48,7 @@ def verify(graph: Graph, folder: Path, name: str) -> Evidence:
             made = [net(x) for net in expected]
             same = [_equal_rows(net(x), logits) for net, logits in zip(nets, made, strict=True)]
             images, equal = images + len(x), equal + int(torch.stack(same).all(0).sum())
-            if exact and not torch.equal(own(x), made[-1]):
+            if own is not None and exact and not torch.equal(own(x), made[-1]):
                 raise FailedError(f"{name}{SUFFIX} does not verify: its logits are not the run's; nothing is kept")
     # A run of quant=ptq is tested with the graph that this file was compared with; a graph that is given has no run.
     facts = {} if graph.origin == "given" else {"logits_identical_to_run": exact or graph.origin == "ptq"}

@@ -62,7 +62,8 @@ def build_alone(spec: ModelSpec) -> onnx.ModelProto:
     image = spec.image
     emitter.quantize(emitter.start(spec), f"{INPUT}.codes", image)
     emitter.dequantize(f"{INPUT}.codes", image, f"{INPUT}.out")
-    inputs, outputs = [(INPUT, image)], [(f"{INPUT}.out", (image.channels, image.size, image.size))]
+    inputs = [(INPUT, image)]
+    outputs: list[tuple[str, tuple[int, ...]]] = [(f"{INPUT}.out", (image.channels, image.size, image.size))]
     for k, step in enumerate(steps):
         starts = [(f"{step.name}.in{i}", image) for i, image in enumerate(step.takes)]
         reads = [emitter.quantize(name, f"{name}.codes", image) for name, image in starts]
@@ -99,7 +100,7 @@ class _Emitter:
         self.nodes.append(helper.make_node(kind, list(reads), [makes], name=name, **attributes))
         return makes
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: np.ndarray | np.generic) -> str:
         self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
         return name
 

@@ -57,8 +57,8 @@ def _row(step: Step) -> Row:
         sizes = (part.in_channels, part.out_channels, part.in_size, part.out_size, *part.kernel_size, part.stride)
         return "conv", (step.name, *step.reads, *sizes, *part.padding, part.groups, int(part.depthwise))
     if isinstance(part, PoolSpec):
-        sizes = (part.channels, part.in_size, part.out_size, part.kernel, part.stride, part.padding)
-        return f"{part.kind}_pool", (step.name, *step.reads, *sizes)
+        window = (part.channels, part.in_size, part.out_size, part.kernel, part.stride, part.padding)
+        return f"{part.kind}_pool", (step.name, *step.reads, *window)
     shortcut, body = step.takes
     factors = add_factors(shortcut.scale, body.scale, part.y_scale)
     scales = (body.scale, body.zero, shortcut.scale, shortcut.zero, part.y_scale, part.y_zero)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +43,11 @@ class _Read:
     def name(self) -> str:
         return str(self.values.get("name", self.kind))
 
-    def ints(self, *keys: str) -> tuple[int, ...]:
-        return tuple(int(self.values[key]) for key in keys)
+    def int_of(self, key: str) -> int:
+        return int(self.values[key])
+
+    def pair(self, what: str) -> tuple[int, int]:
+        return self.int_of(f"{what}_height"), self.int_of(f"{what}_width")
 
 
 def _read(line: Line) -> _Read:
@@ -77,7 +81,8 @@ class _Builder:
         version = self.take("format", "format")
         if version.values["version"] != VERSION:
             version.line.refuse(f"version {version.values['version']} is unknown, this program reads {VERSION}")
-        start, layers = self.take("input", "input"), []
+        start = self.take("input", "input")
+        layers: list[Layer] = []
         with start.line.named():
             scale = InputSpec(scale=float(start.values["scale"]), zero=int(start.values["zero"]))
         while self.name not in ("classifier", None):
@@ -114,29 +119,31 @@ class _Builder:
 
 
 def _conv(step: _Read, weight: Path, bias: Path, scales: Path) -> ConvSpec:
-    inputs, outputs, groups = step.ints("in_channels", "out_channels", "groups")
-    kernel = step.ints("kernel_height", "kernel_width")
+    inputs, outputs, groups = (step.int_of(key) for key in ("in_channels", "out_channels", "groups"))
+    kernel = step.pair("kernel")
     if min(inputs, outputs, groups, *kernel) < 1 or inputs % groups:
         step.line.refuse("sizes must be at least 1, and groups must divide the channels")
     shape = (outputs, inputs // groups, *kernel)
     weights = [line.integers(shape[1] * kernel[0] * kernel[1], np.int8) for line in lines_of(weight, outputs)]
     biases = [line.integers(1, np.int32) for line in lines_of(bias, outputs)]
     first, *channels = lines_of(scales, outputs + 1)
-    codes = first.pairs(SCALE_KEYS, first.text.split(" "))
+    codes: dict[str, Any] = first.pairs(SCALE_KEYS, first.text.split(" "))
     w_scales, factors = _channels(channels)
     with step.line.named():
         spec = ConvSpec(
             in_channels=inputs,
             out_channels=outputs,
             kernel_size=kernel,
-            padding=step.ints("padding_height", "padding_width"),
+            padding=step.pair("padding"),
             groups=groups,
             depthwise=bool(step.values["depthwise"]),
             weight=np.stack(weights).reshape(shape),
             bias=np.concatenate(biases),
             w_scales=w_scales,
+            in_size=step.int_of("in_size"),
+            out_size=step.int_of("out_size"),
+            stride=step.int_of("stride"),
             **codes,
-            **{key: int(step.values[key]) for key in ("in_size", "out_size", "stride")},
         )
     with first.named():
         expected = np.stack(conv_factors(spec.x_scale, w_scales, spec.y_scale), 1).tolist()
@@ -166,7 +173,7 @@ def _channels(lines: list[Line]) -> tuple[np.ndarray, list[list[int]]]:
 def _pool(step: _Read) -> PoolSpec:
     sizes = ("channels", "in_size", "out_size", "kernel", "stride", "padding")
     with step.line.named():
-        return PoolSpec(kind=step.kind.removesuffix("_pool"), **dict(zip(sizes, step.ints(*sizes), strict=True)))
+        return PoolSpec(kind=step.kind.removesuffix("_pool"), **{key: step.int_of(key) for key in sizes})
 
 
 def _residual(step: _Read, body: ConvSpec) -> ResidualSpec:

@@ -25,18 +25,24 @@ _DAMAGE = (ValueError, KeyError, ZeroDivisionError)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A line of graph.txt, with the numbers of its files where it is a convolution."""
+    """A line of graph.txt."""
 
     kind: str
     fields: dict[str, str]
-    weight: np.ndarray | None = None
-    offset: np.ndarray | None = None
-    factors: np.ndarray | None = None
-    zeros: tuple[int, int] = (0, 0)
 
     def __getitem__(self, key: str) -> int:
         """A field that is a whole number."""
         return int(self.fields[key])
+
+
+@dataclass(frozen=True, slots=True)
+class Conv(Step):
+    """A convolution, with the numbers of its files."""
+
+    weight: np.ndarray
+    offset: np.ndarray
+    factors: np.ndarray
+    zeros: tuple[int, int]
 
 
 def load(folder: str | Path) -> list[Step]:
@@ -76,7 +82,7 @@ def _integers(path: Path, rows: list[list[str]], shape: tuple[int, ...], low: in
     return np.array(numbers, np.int64).reshape(shape)
 
 
-def _with_numbers(step: Step, folder: Path) -> Step:
+def _with_numbers(step: Step, folder: Path) -> Conv:
     name, outputs, groups = step.fields["name"], step["out_channels"], step["groups"]
     weight, bias, scales = (folder / f"{name}{end}" for end in (".weight.txt", ".bias.txt", "_scale_zero.txt"))
     taps = step["in_channels"] // groups * step["kernel_height"] * step["kernel_width"]
@@ -92,7 +98,7 @@ def _with_numbers(step: Step, folder: Path) -> Step:
         raise ValueError(f"{weight}: sums can leave int32")
     # What stands beside the sums of codes, in int64.
     offset = b - x_zero * w.sum(2).ravel()
-    return Step(step.kind, step.fields, w.astype(np.int32), offset, np.stack([value, shift]), (x_zero, y_zero))
+    return Conv(step.kind, step.fields, w.astype(np.int32), offset, np.stack([value, shift]), (x_zero, y_zero))
 
 
 def classify(steps: Sequence[Step], images: np.ndarray) -> np.ndarray:
@@ -129,7 +135,8 @@ def _drop(magnitude: np.ndarray, shift: np.ndarray) -> np.ndarray:
     down = magnitude >> shift
     rest, half = magnitude - (down << shift), np.left_shift(np.int64(1), shift) >> 1
     up = (rest > half) | ((rest == half) & (half > 0) & (down % 2 == 1))
-    return down + up
+    dropped: np.ndarray = down + up
+    return dropped
 
 
 def _rescaled(product: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -139,10 +146,11 @@ def _rescaled(product: np.ndarray, shift: np.ndarray) -> np.ndarray:
     # Bits beyond 24, of a number below 2^63.
     for bits in (32, 16, 8, 4, 2, 1):
         excess += np.where(magnitude >> (excess + bits + 23) > 0, bits, 0)
-    return np.sign(product) * _drop(_drop(magnitude, excess) << excess, shift)
+    rescaled: np.ndarray = np.sign(product) * _drop(_drop(magnitude, excess) << excess, shift)
+    return rescaled
 
 
-def _conv(step: Step, x: np.ndarray) -> np.ndarray:
+def _conv(step: Conv, x: np.ndarray) -> np.ndarray:
     kernel, padding = ((step[f"{what}_height"], step[f"{what}_width"]) for what in ("kernel", "padding"))
     windows = _windows(x, kernel, step["stride"], padding, step.zeros[0])
     columns = windows.transpose(0, 4, 5, 1, 2, 3).reshape(*step.weight.shape[::2], -1).astype(np.int32)
@@ -156,22 +164,27 @@ def _conv(step: Step, x: np.ndarray) -> np.ndarray:
 
 
 def _max_pool(step: Step, x: np.ndarray) -> np.ndarray:
-    return _windows(x, (step["kernel"],) * 2, step["stride"], (step["padding"],) * 2, -128).max((4, 5))
+    largest: np.ndarray = _windows(x, (step["kernel"],) * 2, step["stride"], (step["padding"],) * 2, -128).max((4, 5))
+    return largest
 
 
 def _average_pool(step: Step, x: np.ndarray) -> np.ndarray:
     count = step["kernel"] ** 2
     windows = _windows(x, (step["kernel"],) * 2, step["stride"], (0, 0), 0)
     mean, rest = np.divmod(windows.sum((4, 5), dtype=np.int64), count)
-    return (mean + (2 * rest + mean % 2 > count)).astype(np.int8)
+    codes: np.ndarray = (mean + (2 * rest + mean % 2 > count)).astype(np.int8)
+    return codes
 
 
 def _add(step: Step, body: np.ndarray, shortcut: np.ndarray) -> np.ndarray:
-    parts = (("body", body.astype(np.int64)), ("shortcut", shortcut.astype(np.int64)))
-    product = sum((codes - step[f"{name}_zero"]) * step[f"{name}_value"] for name, codes in parts)
+    first, second = (
+        (codes.astype(np.int64) - step[f"{name}_zero"]) * step[f"{name}_value"]
+        for name, codes in (("body", body), ("shortcut", shortcut))
+    )
     half = np.left_shift(np.int64(1), step["shift"] - 1)
-    code = (product + half >> step["shift"]) + step["y_zero"]
-    return code.clip(-128, 127).astype(np.int8)
+    code = (first + second + half >> step["shift"]) + step["y_zero"]
+    codes: np.ndarray = code.clip(-128, 127).astype(np.int8)
+    return codes
 
 
 _KINDS: dict[str, Callable[..., np.ndarray]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.calibrate.plan import Block, Conv, Layer, Plan, Pool
+from octo_exp.graph.calibrate.plan import Block, Conv, Layer, Plan
 from octo_exp.graph.calibrate.scales import Quantization
 from octo_exp.graph.spec import DEAD_SCALE, BlockSpec, ConvSpec, InputSpec, ModelSpec, PoolSpec, ResidualSpec
 
@@ -40,7 +40,7 @@ class _Builder:
             return self.conv(layer, x), self.tensors[layer.node]
         if isinstance(layer, Block):
             return self.block(layer, x), self.tensors[layer.node]
-        return pool_spec(layer), x
+        return layer, x
 
     def conv(self, conv: Conv, x: Quantization) -> ConvSpec:
         """Return a convolution as a spec."""
@@ -91,19 +91,6 @@ class _Builder:
             specs.append(self.conv(conv, x))
             x = self.tensors[conv.node]
         return tuple(specs), x
-
-
-def pool_spec(pool: Pool) -> PoolSpec:
-    """Return a pool as a spec."""
-    return PoolSpec(
-        kind=pool.kind,
-        channels=pool.channels,
-        in_size=pool.in_size,
-        out_size=pool.out_size,
-        kernel=pool.kernel,
-        stride=pool.stride,
-        padding=pool.padding,
-    )
 
 
 def weight_scales(weight: Tensor, bias: Tensor, x_scale: float, *, per_channel: bool) -> Tensor:

@@ -15,8 +15,10 @@ def weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(factor, offset) [C] float64: in eval mode the norm is x * factor + offset; it must have running statistics."""
+def norm_factors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor] | None:
+    """(factor, offset) [C] float64: in eval mode the norm is x * factor + offset; None without running statistics."""
+    if norm.running_mean is None or norm.running_var is None:
+        return None
     mean, var = norm.running_mean.double().cpu(), norm.running_var.double().cpu()
     factor = (var + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from octo_exp.graph.parts import PoolSpec
+
 NO_BOUNDS = (-math.inf, math.inf)
 
 
@@ -40,19 +42,6 @@ class Conv:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Pool:
-    """kind max or average, over square windows; an average has no padding."""
-
-    kind: str
-    channels: int
-    in_size: int
-    out_size: int
-    kernel: int
-    stride: int
-    padding: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Block:
     """body(x) + shortcut(x), within bounds; a shortcut without convolutions is x itself."""
 
@@ -65,7 +54,7 @@ class Block:
     bounds: tuple[float, float] = NO_BOUNDS
 
 
-Layer = Conv | Pool | Block
+Layer = Conv | PoolSpec | Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,6 +72,6 @@ class Plan:
         """Return name -> bounds of every tensor that needs a range."""
         found = {self.node: NO_BOUNDS}
         for layer in (*self.layers, self.classifier):
-            parts = (*layer.body, *layer.shortcut, layer) if isinstance(layer, Block) else (layer,)
-            found |= {part.node: part.bounds for part in parts if not isinstance(part, Pool)}
+            parts: tuple[Layer, ...] = (*layer.body, *layer.shortcut, layer) if isinstance(layer, Block) else (layer,)
+            found |= {part.node: part.bounds for part in parts if not isinstance(part, PoolSpec)}
         return found

@@ -26,7 +26,7 @@ class Quantization(NamedTuple):
     zero: int
 
 
-def check_method(method: str, percentile: float) -> None:
+def check_method(method: object, percentile: float) -> None:
     """Raise UserError for an unknown method or a percentile that leaves nothing."""
     if method not in METHODS:
         raise UserError(f"activations={method!r} is unknown; choose one of {', '.join(METHODS)}")
@@ -39,11 +39,9 @@ def quantization(low: float, high: float, *, symmetric: bool = False) -> Quantiz
 
     Symmetric codes are those of [-bound, bound], zero point 0, or of [0, high], which lie at -128 to 127.
     """
-    if symmetric and low < 0:
-        scale, _ = scale_zero_point(torch.tensor(low), torch.tensor(high), 8, symmetric=True)
-        return Quantization(float(scale), 0)
-    scale, zero = scale_zero_point(torch.tensor(low), torch.tensor(high), 8, symmetric=False)
-    return Quantization(float(scale), int(zero))
+    symmetric = symmetric and low < 0
+    scale, zero = scale_zero_point(torch.tensor(low), torch.tensor(high), 8, symmetric=symmetric)
+    return Quantization(float(scale), 0 if zero is None else int(zero))
 
 
 def choose(seen: Observed, method: str, percentile: float, *, symmetric: bool) -> Quantization:

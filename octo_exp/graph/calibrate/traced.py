@@ -6,7 +6,7 @@ each of them holds convolutions only.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.calibrate.norm_fold import fold
-from octo_exp.graph.calibrate.plan import NO_BOUNDS, Block, Conv, Layer, Plan, Pool
+from octo_exp.graph.calibrate.plan import NO_BOUNDS, Block, Conv, Layer, Plan
 from octo_exp.graph.calibrate.traced_ops import (
     Clamp,
     Keep,
@@ -27,10 +27,12 @@ from octo_exp.graph.calibrate.traced_ops import (
     place,
     read,
     refuse,
+    shape_of,
     size_of,
     sources,
 )
 from octo_exp.graph.calibrate.unwrapped import plain_copy, without_hooks
+from octo_exp.graph.parts import PoolSpec
 
 
 class _Shapes(Interpreter):
@@ -153,7 +155,7 @@ class _Walk:
     def _assemble(self, start: Node, line: Sequence[Node | _Fork]) -> list[Layer]:
         layers: list[Layer] = []
         # Channels and side of the image that passes; a flattened one keeps them, for the linear layer after it.
-        _, channels, side, *_ = (*(size_of(start) or ()), 1, 1)
+        _, channels, side, *_ = (*shape_of(start), 1, 1)
         for item in line:
             if isinstance(item, _Fork):
                 layers.append(self._block(item, channels, side))
@@ -187,9 +189,9 @@ def _append(layers: list[Any], node: Node, op: object, channels: int, side: int)
     if isinstance(op, Weights):
         layers.append(_conv(node, op, channels, side))
     elif isinstance(op, Window):
-        options = {"kind": op.kind, "kernel": op.kernel, "stride": op.stride, "padding": op.padding}
         if op.kernel > 1 or op.stride > 1:
-            layers.append(Pool(channels=channels, in_size=side, out_size=_out(node), **options))
+            out = _out(node)
+            layers.append(PoolSpec(channels=channels, in_size=side, out_size=out, **asdict(op)))
     elif isinstance(op, Norm):
         last = layers[-1] if layers else None
         if not isinstance(last, Conv) or last.bounds != NO_BOUNDS or last.channels != len(op.factor):
@@ -222,16 +224,16 @@ def _conv(node: Node, op: Weights, channels: int, side: int) -> Conv:
 
 def _out(node: Node) -> int:
     """Side of the image a node makes; a tensor [N, C] counts as [N, C, 1, 1]."""
-    _, _, height, width = (*(size_of(node) or ()), 1, 1)[:4]
+    _, _, height, width = (*shape_of(node), 1, 1)[:4]
     return height if height == width else refuse(node, "an image", f"it is {height}x{width}, not square")
 
 
 def _clamp(layers: list[Any], node: Node, op: Clamp) -> None:
     """Give an activation to the convolution or addition before it; max pools between them commute with it."""
     k = len(layers) - 1
-    while k >= 0 and isinstance(layers[k], Pool) and layers[k].kind == "max":
+    while k >= 0 and isinstance(layers[k], PoolSpec) and layers[k].kind == "max":
         k -= 1
-    if k < 0 or isinstance(layers[k], Pool):
+    if k < 0 or isinstance(layers[k], PoolSpec):
         refuse(node, "an activation", "it must follow a convolution, a linear layer or an addition")
     low, high = layers[k].bounds
     layers[k] = replace(layers[k], bounds=(max(low, op.low), min(high, op.high)))

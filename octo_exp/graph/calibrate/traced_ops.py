@@ -70,6 +70,11 @@ def size_of(node: Node) -> tuple[int, ...] | None:
     return node.meta.get("shape")
 
 
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The same; () where it makes none."""
+    return size_of(node) or ()
+
+
 def sources(node: Node) -> list[Node]:
     """Nodes whose tensors a node reads; those that only ask for a size do not count."""
     return [n for n in node.all_input_nodes if size_of(n) is not None]
@@ -88,7 +93,7 @@ def refuse(node: Node, what: str, why: str) -> NoReturn:
 
 def read(node: Node, net: GraphModule) -> Op:
     """Return the operation of a node; UserError names one that has no int8 form."""
-    target = net.get_submodule(node.target) if node.op == "call_module" else node.target
+    target = net.get_submodule(str(node.target)) if node.op == "call_module" else node.target
     key = type(target) if node.op == "call_module" else target
     name = key if isinstance(key, str) else getattr(key, "__name__", str(key))
     if node.op == "get_attr" or key not in _READERS:
@@ -126,17 +131,17 @@ def _conv(node: Node, name: str, a: dict[str, Any]) -> Op:
 
 
 def _linear(node: Node, name: str, a: dict[str, Any]) -> Op:
-    if len(size_of(sources(node)[0]) or ()) != 2:
+    if len(shape_of(sources(node)[0])) != 2:
         refuse(node, name, "its input is not [N, features]; flatten it first")
     weight, bias = weight_and_bias(a["module"])
     return Weights(weight=weight, bias=bias)
 
 
 def _norm(node: Node, name: str, a: dict[str, Any]) -> Op:
-    if a["module"].running_mean is None:
+    found = norm_factors(a["module"])
+    if found is None:
         refuse(node, name, "it has no running statistics")
-    factor, offset = norm_factors(a["module"])
-    return Norm(factor=factor, offset=offset)
+    return Norm(factor=found[0], offset=found[1])
 
 
 def _clamp(high: float) -> Callable[[Node, str, dict[str, Any]], Op]:
@@ -150,7 +155,7 @@ def _pool(kind: str) -> Callable[[Node, str, dict[str, Any]], Op]:
         if _pair(a.get("dilation", 1)) != (1, 1) or a.get("divisor_override") or (padding and kind == "average"):
             refuse(node, name, "it needs no dilation, no divisor, and no padding where it averages")
         window = Window(kind=kind, kernel=kernel, stride=stride, padding=padding)
-        side, out = (size_of(n)[-1] for n in (sources(node)[0], node))
+        side, out = (shape_of(n)[-1] for n in (sources(node)[0], node))
         if out != (side + 2 * padding - kernel) // stride + 1:
             refuse(node, name, f"its last window leaves the image of {side}; set ceil_mode=False")
         return window
@@ -160,7 +165,7 @@ def _pool(kind: str) -> Callable[[Node, str, dict[str, Any]], Op]:
 
 def _adaptive(kind: str) -> Callable[[Node, str, dict[str, Any]], Op]:
     def reader(node: Node, name: str, a: dict[str, Any]) -> Op:
-        (side, out) = (size_of(n)[-1] for n in (sources(node)[0], node))
+        (side, out) = (shape_of(n)[-1] for n in (sources(node)[0], node))
         if side % out:
             refuse(node, name, f"{side} pixels do not divide into {out} equal windows")
         return Window(kind=kind, kernel=side // out, stride=side // out, padding=0)
@@ -169,7 +174,7 @@ def _adaptive(kind: str) -> Callable[[Node, str, dict[str, Any]], Op]:
 
 
 def _mean(node: Node, name: str, a: dict[str, Any]) -> Op:
-    shape, dims = size_of(sources(node)[0]) or (), a.get("dim")
+    shape, dims = shape_of(sources(node)[0]), a.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or [])
     if len(shape) != 4 or sorted(d % 4 for d in dims) != [2, 3]:
         refuse(node, name, "only the mean over both sides of an image is a pool")
@@ -177,7 +182,7 @@ def _mean(node: Node, name: str, a: dict[str, Any]) -> Op:
 
 
 def _keep(node: Node, name: str, a: dict[str, Any]) -> Op:
-    before, after = size_of(sources(node)[0]) or (), size_of(node) or ()
+    before, after = shape_of(sources(node)[0]), shape_of(node)
     if after not in (before, (before[0], math.prod(before[1:]))):
         refuse(node, name, f"it makes {list(after)} of {list(before)}, and only [N, C * H * W] is known")
     return Keep()

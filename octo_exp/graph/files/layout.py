@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.files.published import from_published, is_publishable, to_published
+from octo_exp.graph.files.published import from_published, to_published
 from octo_exp.graph.files.typed import array, fields_of, pair, quantization, typed, within
 from octo_exp.graph.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 
@@ -28,13 +28,10 @@ BLOCK = ("body", "shortcut", "residual")
 
 def _conv(value: Any) -> ConvSpec:
     fields = fields_of(value, CONV)
-    return ConvSpec(
-        **{name: typed(fields, name, int) for name in _COUNTS},
-        **{name: pair(fields, name) for name in _PAIRS},
-        **{name: array(fields, name) for name in _ARRAYS},
-        depthwise=typed(fields, "depthwise", bool),
-        **quantization(fields),
-    )
+    own: dict[str, Any] = {name: typed(fields, name, int) for name in _COUNTS}
+    own |= {name: pair(fields, name) for name in _PAIRS}
+    own |= {name: array(fields, name) for name in _ARRAYS}
+    return ConvSpec(depthwise=typed(fields, "depthwise", bool), **own, **quantization(fields))
 
 
 def _convs(fields: Any, name: str) -> tuple[ConvSpec, ...]:
@@ -115,8 +112,9 @@ def from_dict(tree: Any) -> ModelSpec:
 
 def to_dict(spec: ModelSpec) -> dict[str, Any]:
     """Spec -> the dict that a file holds, of plain Python values and arrays; published where that layout serves."""
-    if is_publishable(spec):
-        return to_published(spec)
+    published = to_published(spec)
+    if published is not None:
+        return published
     layers = [{"layer": _name(layer)} | _plain(layer) for layer in spec.layers]
     return {
         "format": FORMAT,

@@ -87,7 +87,7 @@ def from_published(tree: Any) -> ModelSpec:
     """The dict of a published file -> spec; UserError names the part that is not as it must be."""
     fields = fields_of(tree, MODEL)
     absent(fields, "feature_mix")
-    blocks = []
+    blocks: list[BlockSpec] = []
     for i, value in enumerate(typed(fields, "blocks", list)):
         with within(f"block {i}"):
             blocks.append(_block(value))
@@ -96,8 +96,8 @@ def from_published(tree: Any) -> ModelSpec:
     with within("classifier"):
         classifier = _conv(fields["classifier"], is_classifier=True)
     last = blocks[-1].body[-1] if blocks else first
-    layers = (first, *blocks, _whole_image_pool(last.out_channels, last.out_size))
-    return ModelSpec(input=INPUT, layers=layers, classifier=classifier)
+    layers: list[Layer] = [first, *blocks, _whole_image_pool(last.out_channels, last.out_size)]
+    return ModelSpec(input=INPUT, layers=tuple(layers), classifier=classifier)
 
 
 def _conv_dict(conv: ConvSpec) -> dict[str, Any]:
@@ -127,29 +127,29 @@ def _block_dict(block: BlockSpec) -> dict[str, Any]:
     return dict(zip(BODY, convs, strict=True)) | {"residual": _residual_dict(block.residual), "se": None}
 
 
-def to_published(spec: ModelSpec) -> dict[str, Any]:
-    """A spec that `is_publishable` -> the dict of a file, of plain Python values and arrays."""
-    first, *blocks, _ = spec.layers
-    head = _conv_dict(spec.classifier)
+def to_published(spec: ModelSpec) -> dict[str, Any] | None:
+    """Spec -> the dict of a file, of plain Python values and arrays; None where the layout has no words for it."""
+    if len(spec.layers) < 2:
+        return None
+    first, *blocks, pool = spec.layers
+    head = spec.classifier
+    if not (isinstance(first, ConvSpec) and isinstance(pool, PoolSpec)):
+        return None
+    if not spec.input.is_codes or head.in_size != 1 or head.depthwise:
+        return None
+    if (pool.kind, pool.kernel, pool.stride) != ("average", pool.in_size, pool.in_size):
+        return None
+    plain = [block for block in blocks if isinstance(block, BlockSpec) and _has_words(block)]
+    if len(plain) < len(blocks) or any(conv.padding != _padding(conv.kernel_size) for conv in spec.convs):
+        return None
+    classifier = _conv_dict(head)
     return {
         "first_conv": _conv_dict(first),
-        "blocks": [_block_dict(block) for block in blocks],
+        "blocks": [_block_dict(block) for block in plain],
         "feature_mix": None,
-        "classifier": {name: head[name] for name in CLASSIFIER},
+        "classifier": {name: classifier[name] for name in CLASSIFIER},
     }
 
 
-def _is_block(layer: Layer) -> bool:
-    return isinstance(layer, BlockSpec) and not layer.shortcut and len(layer.body) in (2, 3)
-
-
-def is_publishable(spec: ModelSpec) -> bool:
-    """Whether the published layout has words for everything in a spec."""
-    if len(spec.layers) < 2:
-        return False
-    first, *blocks, pool = spec.layers
-    shape = isinstance(first, ConvSpec) and all(map(_is_block, blocks)) and isinstance(pool, PoolSpec)
-    if not (shape and spec.input.is_codes and spec.classifier.in_size == 1 and not spec.classifier.depthwise):
-        return False
-    whole = (pool.kind, pool.kernel, pool.stride) == ("average", pool.in_size, pool.in_size)
-    return whole and all(conv.padding == _padding(conv.kernel_size) for conv in spec.convs)
+def _has_words(block: BlockSpec) -> bool:
+    return not block.shortcut and len(block.body) in (2, 3)

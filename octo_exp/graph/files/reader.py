@@ -11,7 +11,7 @@ import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,10 @@ class _Array:
     """`numpy.ndarray`, and what `_reconstruct` makes: shape, type and bytes until somebody asks for the array."""
 
     __slots__ = ("code", "data", "order", "shape")
+    code: str
+    data: bytes
+    order: Literal["C", "F"]
+    shape: tuple[int, ...]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, dtype, is_fortran, self.data = state
@@ -74,7 +78,8 @@ class _Array:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         flat = np.frombuffer(self.data, np.dtype(self.code).newbyteorder("<"))
         # A copy, so that nobody holds read-only memory.
-        return flat.reshape(self.shape, order=self.order).astype(self.code, order="C")
+        array: np.ndarray = flat.reshape(self.shape, order=self.order).astype(self.code, order="C")
+        return array
 
 
 class _Reconstruct:

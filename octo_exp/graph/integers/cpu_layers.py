@@ -6,17 +6,17 @@ cache, for each of its groups; one of few rows is a loop of its own (`few_rows`)
 """
 
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.graph.integers.contracts import ConvIntegers, PoolIntegers
 from octo_exp.graph.integers.fixed import AddFactors
 from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
-from octo_exp.kernels.cpu.elementwise import array, use_torch_threads
+from octo_exp.kernels.cpu.elementwise import array
+from octo_exp.kernels.geometry import ConvGeometry
 from octo_exp.kernels.plain import torch_int8
 
 # Bytes of int32 sums that exist at a time.
@@ -49,6 +49,21 @@ def images_of(codes: Tensor) -> np.ndarray:
 def codes_of(images: np.ndarray) -> Tensor:
     """[N, H, W, C] -> [N, C, H, W], a view."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2))
+
+
+class ConvIntegers(Protocol):
+    """A convolution in integers: see `IntegerConv`."""
+
+    geometry: ConvGeometry
+    weight: Tensor
+    offset: Tensor
+    value: Tensor
+    shift: Tensor
+    x_zero: int
+    y_zero: int
+    in_channels: int
+    in_size: int
+    out_size: int
 
 
 class Conv:
@@ -97,10 +112,10 @@ class Conv:
     def _gemm(self, x: np.ndarray, group: int, constants: tuple[np.ndarray, ...], out: np.ndarray) -> None:
         n, (outputs, k) = len(x), self.weights[group].shape
         positions = self.out_size[0] * self.out_size[1]
-        rows = n * positions
-        little = rows <= few_rows.MAX_ROWS or rows * k * outputs <= few_rows.MAX_MACS
+        count = n * positions
+        little = count <= few_rows.MAX_ROWS or count * k * outputs <= few_rows.MAX_MACS
         if little and few_rows.is_available():
-            own = room.of(np.int8, 1, rows * k + few_rows.WORD)[0]
+            own = room.of(np.int8, 1, count * k + few_rows.WORD)[0]
             few_rows.conv(x, self._packed(group), *self.window, self.x_zero, *constants, self.y_zero, own, out)
             return
         step = max(1, min(n, CHUNK_BYTES // (positions * 4 * outputs)))
@@ -127,12 +142,11 @@ class Conv:
         return out
 
 
-def pooled(x: np.ndarray, layer: PoolIntegers) -> np.ndarray:
+def pooled(x: np.ndarray, kind: str, k: int, s: int, p: int) -> np.ndarray:
     """[N, H, W, C] -> [N, OH, OW, C]; see `IntegerPool`."""
     n, height, width, channels = x.shape
-    k, s, p = layer.kernel, layer.stride, layer.padding
     out = np.empty((n, (height + 2 * p - k) // s + 1, (width + 2 * p - k) // s + 1, channels), np.int8)
-    if layer.kind == "max":
+    if kind == "max":
         fixed_loops.max_pool(x, k, s, p, out)
     else:
         fixed_loops.average_pool(x, k, s, out)
@@ -145,21 +159,3 @@ def added(x1: np.ndarray, x2: np.ndarray, factors: AddFactors, zeros: tuple[int,
     n = len(out)
     fixed_loops.add(x1.reshape(n, -1), x2.reshape(n, -1), *factors, zeros, out.reshape(n, -1))
     return out
-
-
-def conv(codes: Tensor, layer: ConvIntegers) -> Tensor:
-    """See `IntegerConv`."""
-    use_torch_threads()
-    return codes_of(layer.ready(images_of(codes)))
-
-
-def pool(codes: Tensor, layer: PoolIntegers) -> Tensor:
-    """See `IntegerPool`."""
-    use_torch_threads()
-    return codes_of(pooled(images_of(codes), layer))
-
-
-def add(shortcut: Tensor, body: Tensor, factors: AddFactors, zeros: tuple[int, int, int]) -> Tensor:
-    """See `IntegerAdd`."""
-    use_torch_threads()
-    return codes_of(added(images_of(shortcut), images_of(body), factors, zeros))

@@ -62,7 +62,7 @@ def conv_factors(x_scale: float, w_scales: np.ndarray, y_scale: float) -> Factor
 def add_factors(s1: float, s2: float, s_y: float) -> AddFactors:
     """Scales of both inputs and the output -> the factors of s1 / s_y and s2 / s_y, to 30 bits of the larger."""
     with np.errstate(all="ignore"):
-        real = np.float32([s1, s2]) / np.float32(s_y)
+        real = np.array([s1, s2], np.float32) / np.float32(s_y)
     exponent = int(np.frexp(np.float64(real.max()))[1])
     if not np.isfinite(real).all() or not -MAX_SHIFT <= exponent <= 23:
         raise UserError(f"factors of {real[0]:.3g} and {real[1]:.3g} in an addition are out of range of integers")
@@ -101,7 +101,7 @@ def requantize(acc: Tensor, value: Tensor, shift: Tensor, zero: int) -> Tensor:
 def add(x1: Tensor, x2: Tensor, factors: AddFactors, zeros: tuple[int, int, int]) -> Tensor:
     """x1, x2 int8 of one shape, zeros (z1, z2, z_y) -> codes int8; see the module."""
     product = (x1.long() - zeros[0]) * factors.value_1 + (x2.long() - zeros[1]) * factors.value_2
-    code = product + 2 ** (factors.shift - 1) >> factors.shift
+    code = product + (1 << factors.shift - 1) >> factors.shift
     return (code + zeros[2]).clamp_(Q_MIN, Q_MAX).to(torch.int8)
 
 

@@ -1,26 +1,46 @@
 """An int8 graph as a device without floats runs it: int8 codes in, int8 codes of the logits out."""
 
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.input import McuInput
-from octo_exp.graph.integers import cpu_layers, fixed, plain_layers
+from octo_exp.graph.integers import cpu_layers, fixed
 from octo_exp.graph.integers.bounds import within_int32
 from octo_exp.graph.integers.fixed import AddFactors
 from octo_exp.graph.integers.program import Program, most_images
+from octo_exp.graph.module_list import ModuleList
 from octo_exp.graph.operations import Step, steps_of
+from octo_exp.graph.parts import Q_MIN
 from octo_exp.graph.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
+from octo_exp.kernels import ops
 from octo_exp.kernels.cpu import image_codes
 from octo_exp.kernels.cpu.elementwise import array, use_torch_threads
 
 
-class IntegerConv(nn.Module):
-    """codes [N, C, H, W] int8 -> codes [N, O, OH, OW]: y = requantise(sum of code * w + offset); see `fixed`.
+class IntegerLayer(nn.Module):
+    """int8 codes [N, C, H, W], of an addition two -> int8 codes [N, O, OH, OW].
+
+    plain: in torch, on any device. on_cpu: the same codes by compiled loops, [N, H, W, C] -> [N, OH, OW, O].
+    """
+
+    plain: Callable[..., Tensor]
+    on_cpu: Callable[..., np.ndarray]
+
+    def forward(self, *codes: Tensor) -> Tensor:
+        """Return the codes that the layer makes."""
+        if not _has_loops(codes[0]):
+            return self.plain(*codes)
+        use_torch_threads()
+        return cpu_layers.codes_of(self.on_cpu(*map(cpu_layers.images_of, codes)))
+
+
+class IntegerConv(IntegerLayer):
+    """y = requantise(sum of code * w + offset); see `fixed`.
 
     Buffers, all integer: weight int8 [O, C/G, KH, KW]; offset [O] = bias - x_zero * sum of w; value, shift [O] int32.
     """
@@ -54,32 +74,36 @@ class IntegerConv(nn.Module):
             self._ready = (weight, weight._version, cpu_layers.Conv(self))
         return self._ready[2]
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """codes [N, C, H, W] -> codes [N, O, OH, OW], int8."""
-        return _forms(codes).conv(codes, self)
+    def plain(self, codes: Tensor) -> Tensor:
+        """See `IntegerLayer`."""
+        impl = ops.resolve_impl("auto", codes.device.type)
+        acc = ops.int8_conv2d(codes, self.weight, self.geometry, pad_value=self.x_zero, impl=impl)
+        return fixed.requantize(acc + self.offset.reshape(-1, 1, 1), self.value, self.shift, self.y_zero)
 
     def on_cpu(self, x: np.ndarray) -> np.ndarray:
-        """[N, H, W, C] -> [N, OH, OW, O], int8."""
+        """See `IntegerLayer`."""
         return self.ready(x)
 
 
-class IntegerPool(nn.Module):
+class IntegerPool(IntegerLayer):
     """The pool of codes; scale and zero point pass unchanged."""
 
     def __init__(self, spec: PoolSpec) -> None:
         super().__init__()
         self.kind, self.kernel, self.stride, self.padding = spec.kind, spec.kernel, spec.stride, spec.padding
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """codes [N, C, H, W] -> codes [N, C, OH, OW], int8."""
-        return _forms(codes).pool(codes, self)
+    def plain(self, codes: Tensor) -> Tensor:
+        """See `IntegerLayer`."""
+        k, s = self.kernel, self.stride
+        windows = F.pad(codes, (self.padding,) * 4, value=Q_MIN).unfold(2, k, s).unfold(3, k, s).flatten(4)
+        return windows.amax(4) if self.kind == "max" else fixed.average(windows.sum(4, dtype=torch.int32), k * k)
 
     def on_cpu(self, x: np.ndarray) -> np.ndarray:
-        """[N, H, W, C] -> [N, OH, OW, C], int8."""
-        return cpu_layers.pooled(x, self)
+        """See `IntegerLayer`."""
+        return cpu_layers.pooled(x, self.kind, self.kernel, self.stride, self.padding)
 
 
-class IntegerAdd(nn.Module):
+class IntegerAdd(IntegerLayer):
     """What the shortcut gives, and what the body gives (scale s2, zero point z2) -> their sum."""
 
     factors: AddFactors
@@ -89,42 +113,46 @@ class IntegerAdd(nn.Module):
         self.factors = fixed.add_factors(spec.x_scale, s2, spec.y_scale)
         self.zeros = (spec.x_zero, z2, spec.y_zero)
 
-    def forward(self, shortcut: Tensor, body: Tensor) -> Tensor:
-        """Two images of codes of one shape -> codes, int8."""
-        return _forms(body).add(shortcut, body, self.factors, self.zeros)
+    def plain(self, shortcut: Tensor, body: Tensor) -> Tensor:
+        """See `IntegerLayer`."""
+        return fixed.add(shortcut, body, self.factors, self.zeros)
+
+    def on_cpu(self, shortcut: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """See `IntegerLayer`."""
+        return cpu_layers.added(shortcut, body, self.factors, self.zeros)
 
 
 # The module of a step.
 IntegerPart = IntegerConv | IntegerPool | IntegerAdd
 
 
-class IntegerBlock(nn.Module):
+class IntegerBlock(IntegerLayer):
     """Body and shortcut of one input, and their addition, or the body alone."""
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
-        self.body = nn.ModuleList(IntegerConv(conv) for conv in spec.body)
-        self.shortcut = nn.ModuleList(IntegerConv(conv) for conv in spec.shortcut)
+        self.body = ModuleList(IntegerConv(conv) for conv in spec.body)
+        self.shortcut = ModuleList(IntegerConv(conv) for conv in spec.shortcut)
         last, add = spec.body[-1], spec.residual
         self.add = None if add is None else IntegerAdd(add, s2=last.y_scale, z2=last.y_zero)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """codes [N, C, H, W] -> codes [N, O, OH, OW], int8."""
+    def plain(self, codes: Tensor) -> Tensor:
+        """See `IntegerLayer`."""
         body, shortcut = codes, codes
         for conv in self.body:
-            body = conv(body)
+            body = conv.plain(body)
         for conv in self.shortcut:
-            shortcut = conv(shortcut)
-        return body if self.add is None else self.add(shortcut, body)
+            shortcut = conv.plain(shortcut)
+        return body if self.add is None else self.add.plain(shortcut, body)
 
     def on_cpu(self, x: np.ndarray) -> np.ndarray:
-        """[N, H, W, C] -> [N, OH, OW, O], int8."""
+        """See `IntegerLayer`."""
         body, shortcut = x, x
         for conv in self.body:
             body = conv.on_cpu(body)
         for conv in self.shortcut:
             shortcut = conv.on_cpu(shortcut)
-        return body if self.add is None else cpu_layers.added(shortcut, body, self.add.factors, self.add.zeros)
+        return body if self.add is None else self.add.on_cpu(shortcut, body)
 
 
 class IntegerNet(nn.Module):
@@ -139,7 +167,7 @@ class IntegerNet(nn.Module):
         super().__init__()
         self.spec = spec = within_int32(spec)
         self.input = McuInput(spec.input)
-        self.layers = nn.ModuleList(_layer(layer) for layer in spec.layers)
+        self.layers = ModuleList(_layer(layer) for layer in spec.layers)
         self.classifier = IntegerConv(spec.classifier)
         self.logit_scale, self.logit_zero = spec.classifier.y_scale, spec.classifier.y_zero
         # A tuple: torch looks a module's children up at every access.
@@ -148,8 +176,8 @@ class IntegerNet(nn.Module):
         self._most = most_images(steps_of(spec))
         # As `McuInput` has it: scale, zero point, and the numbers that it allows.
         scale, zero = np.float32(spec.input.scale), np.float32(spec.input.zero)
-        ends = (-128.5, np.nextafter(np.float32(127.5), 0)) if spec.input.is_codes else (-np.inf, np.inf)
-        self.image_constants = (scale, zero, *np.float32(ends))
+        low, high = (-128.5, np.nextafter(np.float32(127.5), 0)) if spec.input.is_codes else (-np.inf, np.inf)
+        self.image_constants = (scale, zero, np.float32(low), np.float32(high))
 
     def steps(self) -> list[tuple[Step, IntegerPart]]:
         """Return the graph's steps in order of execution, each with the module that computes it."""
@@ -159,7 +187,8 @@ class IntegerNet(nn.Module):
 
     def codes_of(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] of any real type, computed in float32 -> its codes, int8."""
-        return self.input(x.float()).to(torch.int8)
+        codes: Tensor = self.input(x.float())
+        return codes.to(torch.int8)
 
     def outputs(self, codes: Tensor) -> Iterator[Tensor]:
         """codes [N, C, H, W] int8 -> what each layer makes, in order; the classifier's [N, classes, 1, 1] last."""
@@ -179,7 +208,7 @@ class IntegerNet(nn.Module):
     def classify(self, codes: Tensor) -> Tensor:
         """codes [N, C, H, W] int8 -> codes of the logits [N, classes] int8."""
         self._check(codes)
-        if _forms(codes) is not plain_layers:
+        if _has_loops(codes):
             use_torch_threads()
             return torch.from_numpy(self._on_cpu(cpu_layers.images_of(codes)))
         for made in self.outputs(codes):
@@ -196,7 +225,7 @@ class IntegerNet(nn.Module):
         """x [N, C, H, W] of any real type -> logits [N, classes] float32."""
         x = x.float()
         self._check(x, torch.float32)
-        if _forms(x) is plain_layers:
+        if not _has_loops(x):
             return (self.classify(self.codes_of(x)) - float(self.logit_zero)) * self.logit_scale
         # The same in compiled pieces: for a few images torch's small operations cost more than a layer.
         use_torch_threads()
@@ -221,14 +250,17 @@ class IntegerNet(nn.Module):
         if not 0 < count <= self._most:
             return None
         if self._program is None or not self._program.is_of_now():
-            self._program = Program(self)
+            convs = [module for module in self.modules() if isinstance(module, IntegerConv)]
+            logit = (np.float32(self.logit_scale), np.float32(self.logit_zero))
+            self._program = Program(self.spec, convs, image=self.image_constants, logit=logit)
         return self._program
 
 
-def _forms(codes: Tensor) -> ModuleType:
-    return cpu_layers if codes.device.type == "cpu" else plain_layers
+def _has_loops(codes: Tensor) -> bool:
+    return codes.device.type == "cpu"
 
 
 def _layer(spec: Layer) -> IntegerConv | IntegerPool | IntegerBlock:
-    kinds = {ConvSpec: IntegerConv, PoolSpec: IntegerPool, BlockSpec: IntegerBlock}
-    return kinds[type(spec)](spec)
+    if isinstance(spec, ConvSpec):
+        return IntegerConv(spec)
+    return IntegerPool(spec) if isinstance(spec, PoolSpec) else IntegerBlock(spec)

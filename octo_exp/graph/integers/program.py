@@ -4,18 +4,19 @@ At batch 1 a call from Python costs as much as a layer: its code and data lie in
 a graph is written down once, as a table of its steps and two arrays of constants, and one loop runs it.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from torch import nn
 
-from octo_exp.graph.integers.contracts import NetIntegers
 from octo_exp.graph.integers.cpu_layers import Conv, room
-from octo_exp.graph.operations import Step, images_of
-from octo_exp.graph.spec import ConvSpec
+from octo_exp.graph.integers.fixed import add_factors
+from octo_exp.graph.operations import Step, images_of, steps_of
+from octo_exp.graph.parts import ConvSpec, PoolSpec
+from octo_exp.graph.spec import ModelSpec
 from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu.compiled import njit
-from octo_exp.kernels.cpu.fixed_loops import INNER
 from octo_exp.kernels.cpu.image_codes import quantize
 
 # Images up to which the calls weigh beside the work.
@@ -38,13 +39,13 @@ STEP = np.dtype(
 )
 
 
-@njit(**INNER)
-def _image(memory, n, at, size, channels):
+@njit(cache=True, error_model="numpy")
+def _image(memory: np.ndarray, n: int, at: int, size: int, channels: int) -> np.ndarray:
     return memory[n * at : n * (at + size * size * channels)].reshape(n, size, size, channels)
 
 
-@njit(**INNER)
-def run(table, weights, constants, memory, n):
+@njit(cache=True, error_model="numpy")
+def run(table: Any, weights: np.ndarray, constants: np.ndarray, memory: np.ndarray, n: int) -> None:
     """Run a table of STEP on n images: each reads its codes in memory [n * codes] int8 and writes there.
 
     weights uint8; constants int32 [3, ...]: offset, value, shift. A place times n is where n images begin.
@@ -75,8 +76,18 @@ def run(table, weights, constants, memory, n):
             fixed_loops.add(*flat, s.value_1, s.value_2, s.shift, zeros, y.reshape(n, -1))
 
 
-@njit(**INNER)
-def run_images(x, image, table, weights, constants, memory, logit_scale, logit_zero, logits):
+@njit(cache=True, error_model="numpy")
+def run_images(
+    x: np.ndarray,
+    image: tuple[np.float32, ...],
+    table: Any,
+    weights: np.ndarray,
+    constants: np.ndarray,
+    memory: np.ndarray,
+    logit_scale: np.float32,
+    logit_zero: np.float32,
+    logits: np.ndarray,
+) -> bool:
     """x [N, C, H, W] float32 -> logits [N, classes] float32; False where `quantize` says so; image: its constants."""
     n, last = x.shape[0], table[-1]
     if not quantize(x, *image, _image(memory, n, 0, x.shape[2], x.shape[1])):
@@ -89,34 +100,59 @@ def run_images(x, image, table, weights, constants, memory, logit_scale, logit_z
     return True
 
 
-class Program:
-    """A graph made ready: what `IntegerNet` computes of a few images, `most_images` at most."""
+class ReadyConv(Protocol):
+    """A convolution in integers, and what a CPU runs of it."""
 
-    def __init__(self, net: NetIntegers) -> None:
-        steps = net.steps()
-        convs = [(step, module) for step, module in steps if isinstance(step.part, ConvSpec)]
-        self._made_of = [(m._buffers, name, t, t._version) for _, m in convs for name, t in m.named_buffers()]
+    @property
+    def ready(self) -> Conv: ...  # noqa: D102
+
+
+class Program:
+    """A graph made ready: what `IntegerNet` computes of a few images, `most_images` at most.
+
+    Args:
+        spec: the graph.
+        convs: its convolutions in order of execution, each a module.
+        image: constants of `quantize`.
+        logit: scale and zero point of the logits.
+
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        convs: Sequence[ReadyConv],
+        *,
+        image: tuple[np.float32, ...],
+        logit: tuple[np.float32, np.float32],
+    ) -> None:
+        steps, left = steps_of(spec), iter(convs)
+        modules = [conv for conv in convs if isinstance(conv, nn.Module)]
+        self._made_of = [(m._buffers, name, t, t._version) for m in modules for name, t in m.named_buffers()]
         places, self._codes = {}, 0
-        for name, image in images_of(net.spec).items():
+        for name, image_made in images_of(spec).items():
             places[name] = self._codes
-            self._codes += _lines(image.size**2 * image.channels)
-        columns = max(step.gives.size**2 * step.part.weight[0].size for step, _ in convs)
+            self._codes += _lines(image_made.size**2 * image_made.channels)
+        columns = max(s.gives.size**2 * s.part.weight[0].size for s in steps if isinstance(s.part, ConvSpec))
         scratch, self._codes = self._codes, self._codes + _lines(columns + few_rows.WORD)
         self.table = np.zeros(len(steps), STEP)
         parts: list[np.ndarray] = []
         constants: list[np.ndarray] = []
-        for row, (step, module) in zip(self.table, steps, strict=True):
+        for row, step in zip(self.table, steps, strict=True):
             _put_images(row, step, places)
             row["room"] = scratch
             if isinstance(step.part, ConvSpec):
+                conv = next(left).ready
                 row["weights"] = sum(part.size for part in parts)
                 row["constants"] = sum(part.shape[1] for part in constants)
-                parts.append(_put_conv(row, module.ready))
-                constants.append(np.stack(module.ready.constants))
+                parts.append(_put_conv(row, conv))
+                constants.append(np.stack(conv.constants))
+            elif isinstance(step.part, PoolSpec):
+                _put_pool(row, step.part)
             else:
-                _put_other(row, module)
+                _put_add(row, step)
         self.weights, self.constants = np.concatenate(parts), np.concatenate(constants, axis=1)
-        self._image, self._logit = net.image_constants, (np.float32(net.logit_scale), np.float32(net.logit_zero))
+        self._image, self._logit = image, logit
 
     def is_of_now(self) -> bool:
         """Whether the net's constants are those that were copied: neither moved, loaded nor edited since."""
@@ -170,11 +206,12 @@ def _put_conv(row: Any, conv: Conv) -> np.ndarray:
     return np.pad(weights.reshape(-1), (0, _lines(weights.size) - weights.size))
 
 
-def _put_other(row: Any, module: Any) -> None:
-    """Fill the row of a pool or of an addition."""
-    if hasattr(module, "factors"):
-        x_zero, second_zero, y_zero = module.zeros
-        _put(row, kind=ADD, x_zero=x_zero, second_zero=second_zero, y_zero=y_zero, **module.factors._asdict())
-    else:
-        kind = MAX_POOL if module.kind == "max" else AVERAGE_POOL
-        _put(row, kind=kind, height=module.kernel, stride=module.stride, top=module.padding)
+def _put_pool(row: Any, pool: PoolSpec) -> None:
+    kind = MAX_POOL if pool.kind == "max" else AVERAGE_POOL
+    _put(row, kind=kind, height=pool.kernel, stride=pool.stride, top=pool.padding)
+
+
+def _put_add(row: Any, step: Step) -> None:
+    first, second, made = *step.takes, step.gives
+    _put(row, kind=ADD, x_zero=first.zero, second_zero=second.zero, y_zero=made.zero)
+    _put(row, **add_factors(first.scale, second.scale, made.scale)._asdict())

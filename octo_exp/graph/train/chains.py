@@ -8,8 +8,7 @@ there as well, int8 codes of the kept channels where a weight is trained, and of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,13 +16,40 @@ from torch.autograd.function import once_differentiable
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.parts import Q_MAX
-from octo_exp.graph.train import float_order, integer, pool
-from octo_exp.graph.train.constants import ConvConstants, Gradients, select_channels
+from octo_exp.graph.train import cpu_forward, float_order, integer, pool
+from octo_exp.graph.train.constants import ConvConstants, Gradients, Kept, select_channels
 from octo_exp.graph.train.pool import Pool
 from octo_exp.graph.train.trained import Update
 
-# name -> arithmetic: `enter`, `leave` a chain of convolutions; `forward`, `backward` of one; `add` and its gradients.
-MODES: dict[str, ModuleType] = {"float_order": float_order, "integer": integer}
+MODES = ("float_order", "integer")
+
+
+class Arithmetic(Protocol):
+    """What computes a chain, a module each; see `float_order` for operands and results.
+
+    `enter` and `leave` make what passes between steps of the graph's tensors and these of it again.
+    """
+
+    def enter(self, x: Tensor, /) -> Tensor: ...  # noqa: D102
+    def leave(self, x: Tensor, /) -> Tensor: ...  # noqa: D102
+    def codes_of(self, x: Tensor, /) -> Tensor: ...  # noqa: D102
+    def forward(  # noqa: D102
+        self, x: Tensor, w: Tensor, b: Tensor, c: ConvConstants, /, *, want_bits: bool
+    ) -> tuple[Tensor, Tensor | None]: ...
+    def backward(self, g: Tensor, kept: Kept, /) -> Gradients: ...  # noqa: D102
+    def add(  # noqa: D102
+        self, x1: Tensor, x2: Tensor, scales: tuple[float, ...], zeros: tuple[int, ...], /, *, want_bits: bool
+    ) -> tuple[Tensor, Tensor | None]: ...
+    def add_backward(  # noqa: D102
+        self, g: Tensor, bits: Tensor, scales: tuple[float, ...], want_1: bool, want_2: bool, /
+    ) -> tuple[Tensor | None, Tensor | None]: ...
+
+
+def arithmetic_of(mode: str, device_type: str) -> Arithmetic:
+    """A name of MODES -> what computes it there."""
+    if mode == "float_order":
+        return float_order
+    return cpu_forward if device_type == "cpu" else integer
 
 
 def check_mode(mode: str) -> str:
@@ -76,57 +102,6 @@ class Add:
 Step = Conv | Pool | Branch | Swap | Add
 
 
-# What a step saves that saves nothing.
-_NOTHING = (None, None, None)
-
-
-class _Chain(torch.autograd.Function):
-    """Steps of one arithmetic, one after another; each remembers what its gradient needs, at most three tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, steps: tuple[Step, ...], mode: str, quantize: bool, *parameters: Tensor) -> Tensor:
-        ctx.arithmetic, ctx.quantize, ctx.memos, saved = MODES[mode], quantize, [], []
-        state, passes = ctx.arithmetic.enter(x), ctx.needs_input_grad[0]
-        operands = zip(parameters, ctx.needs_input_grad[4:], strict=True)
-        branch: tuple[Any, bool] | None = None
-        for step in steps:
-            memo, kept = step, _NOTHING
-            if isinstance(step, Branch):
-                branch = (state, passes)
-            elif isinstance(step, Swap):
-                (state, passes), branch = branch, (state, passes)
-            elif isinstance(step, Pool):
-                memo, kept, state = _pool(step, state, passes)
-            elif isinstance(step, Add):
-                memo, kept, state, passes = _add(ctx.arithmetic, step, *branch, state, passes)
-            else:
-                memo, kept, state, passes = _conv(ctx.arithmetic, step, state, passes, next(operands), next(operands))
-            ctx.memos.append(memo)
-            saved += kept
-        ctx.save_for_backward(*saved)
-        return ctx.arithmetic.leave(state)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        saved, gradients, dx, branch = ctx.saved_tensors, [], g, None
-        for k in reversed(range(len(ctx.memos))):
-            memo, kept = ctx.memos[k], saved[3 * k : 3 * k + 3]
-            if isinstance(memo, _ConvMemo):
-                # What lies before the first trained tensor has neither bits nor gradients.
-                dx, dw, db = (None, None, None) if dx is None else _conv_back(ctx, memo, dx, *kept)
-                gradients += [db, dw]
-            elif isinstance(memo, Swap):
-                dx, branch = branch, dx
-            elif isinstance(memo, _PoolMemo):
-                dx = None if dx is None else pool.backward(dx, memo.pool, memo.x_shape, kept[0])
-            elif isinstance(memo, Branch):
-                dx, branch = dx if branch is None else branch if dx is None else branch.add_(dx), None
-            elif dx is not None:
-                branch, dx = ctx.arithmetic.add_backward(dx, kept[0], memo.scales, memo.want_1, memo.want_2)
-        return dx, None, None, None, *reversed(gradients)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _AddMemo:
     scales: tuple[float, ...]
@@ -150,14 +125,68 @@ class _PoolMemo:
     x_shape: torch.Size
 
 
-def _pool(step: Pool, x: Any, passes: bool) -> tuple[Any, ...]:
-    """(memo, what is saved, state)."""
+# What is remembered of a step; what it saves, what it makes, and whether a gradient passes through that.
+_Memo = Branch | Swap | _PoolMemo | _AddMemo | _ConvMemo
+_Done = tuple[_Memo, tuple[Tensor | None, Tensor | None, Tensor | None], Tensor, bool]
+
+
+class _Chain(torch.autograd.Function):
+    """Steps of one arithmetic, one after another; each remembers what its gradient needs, at most three tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, steps: tuple[Step, ...], mode: str, quantize: bool, *parameters: Tensor) -> Tensor:
+        arithmetic = ctx.arithmetic = arithmetic_of(mode, x.device.type)
+        ctx.quantize, ctx.memos = quantize, []
+        state, passes = arithmetic.enter(x), bool(ctx.needs_input_grad[0])
+        operands = zip(parameters, ctx.needs_input_grad[4:], strict=True)
+        saved: list[Tensor | None] = []
+        remembered: list[tuple[Tensor, bool]] = []
+        for step in steps:
+            if isinstance(step, Conv):
+                done = _conv(arithmetic, step, state, passes, next(operands), next(operands))
+            elif isinstance(step, Pool):
+                done = _pool(step, state, passes)
+            elif isinstance(step, Add):
+                done = _add(arithmetic, step, *remembered.pop(), state, passes)
+            else:
+                now = remembered.pop() if isinstance(step, Swap) else (state, passes)
+                remembered.append((state, passes))
+                done = step, (None, None, None), *now
+            memo, kept, state, passes = done
+            ctx.memos.append(memo)
+            saved += kept
+        ctx.save_for_backward(*saved)
+        return arithmetic.leave(state)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        saved, gradients = ctx.saved_tensors, []
+        dx: Tensor | None = g
+        branch: Tensor | None = None
+        for k in reversed(range(len(ctx.memos))):
+            memo, kept = ctx.memos[k], saved[3 * k : 3 * k + 3]
+            if isinstance(memo, _ConvMemo):
+                # What lies before the first trained tensor has neither bits nor gradients.
+                dx, dw, db = (None, None, None) if dx is None else _conv_back(ctx, memo, dx, *kept)
+                gradients += [db, dw]
+            elif isinstance(memo, Swap):
+                dx, branch = branch, dx
+            elif isinstance(memo, _PoolMemo):
+                dx = None if dx is None else pool.backward(dx, memo.pool, memo.x_shape, kept[0])
+            elif isinstance(memo, Branch):
+                dx, branch = dx if branch is None else branch if dx is None else branch.add_(dx), None
+            elif dx is not None:
+                branch, dx = ctx.arithmetic.add_backward(dx, kept[0], memo.scales, memo.want_1, memo.want_2)
+        return dx, None, None, None, *reversed(gradients)
+
+
+def _pool(step: Pool, x: Tensor, passes: bool) -> _Done:
     state, positions = pool.forward(x, step, want_positions=passes)
-    return _PoolMemo(pool=step, x_shape=x.shape), (positions, None, None), state
+    return _PoolMemo(pool=step, x_shape=x.shape), (positions, None, None), state, passes
 
 
-def _add(arithmetic: Any, step: Add, x1: Any, want_1: bool, x2: Any, want_2: bool) -> tuple[Any, ...]:
-    """(memo, what is saved, state, whether a gradient passes)."""
+def _add(arithmetic: Arithmetic, step: Add, x1: Tensor, want_1: bool, x2: Tensor, want_2: bool) -> _Done:
     passes = want_1 or want_2
     state, bits = arithmetic.add(x1, x2, step.scales, step.zeros, want_bits=passes)
     memo = _AddMemo(scales=step.scales, want_1=want_1, want_2=want_2)
@@ -165,9 +194,9 @@ def _add(arithmetic: Any, step: Add, x1: Any, want_1: bool, x2: Any, want_2: boo
 
 
 def _conv(
-    arithmetic: Any, step: Conv, x: Any, passes: bool, w: tuple[Tensor, bool], b: tuple[Tensor, bool]
-) -> tuple[Any, ...]:
-    """(memo, what is saved, state, whether a gradient passes); w, b: (tensor, whether it is trained)."""
+    arithmetic: Arithmetic, step: Conv, x: Tensor, passes: bool, w: tuple[Tensor, bool], b: tuple[Tensor, bool]
+) -> _Done:
+    """w, b: (tensor, whether it is trained)."""
     (weight, train_weight), (bias, train_bias) = w, b
     kept, codes = step.update.kept, None
     # An update may have been chosen before the net was moved.
@@ -192,17 +221,17 @@ def _conv_back(
     ctx: Any, memo: _ConvMemo, g: Tensor, bits: Tensor, codes: Tensor | None, weight: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a convolution's input, weight and bias."""
-    gradients: Gradients = ctx.arithmetic.backward(
-        g,
-        bits,
-        memo.constants,
-        w=None if weight is None else weight.round(),
+    kept = Kept(
+        constants=memo.constants,
+        bits=bits,
         x_shape=memo.x_shape,
-        codes=codes,
         kernel=(memo.w_shape[2], memo.w_shape[3]),
-        kept=memo.kept,
-        want_bias=memo.train_bias,
+        w=None if weight is None else weight.round(),
+        codes=codes,
+        channels=memo.kept,
+        wants_bias=memo.train_bias,
     )
+    gradients: Gradients = ctx.arithmetic.backward(g, kept)
     dx, dw = gradients.x, gradients.w
     if ctx.quantize:
         dx = None if dx is None else fake_quantize(dx, 1)
@@ -235,4 +264,5 @@ def run_chain(x: Tensor, steps: Sequence[Step], *, mode: str, quantize_gradient:
     if not torch.is_grad_enabled():
         # Else a function is told that gradients are needed, and makes what nobody will use.
         x, parameters = x.detach(), [p.detach() for p in parameters]
-    return _Chain.apply(x, tuple(steps), mode, quantize_gradient, *parameters)
+    y: Tensor = _Chain.apply(x, tuple(steps), mode, quantize_gradient, *parameters)  # type: ignore[no-untyped-call]
+    return y

@@ -27,6 +27,24 @@ class ConvConstants:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Kept:
+    """What a convolution's gradients are made from; None says that nobody asks for one.
+
+    bits: where a gradient passes, see `pack`. w: its weight, whole numbers, for grad_x. codes: int8 codes [N, K, H, W]
+    of its input's channels `channels` [K] (None: of all), for grad_w.
+    """
+
+    constants: ConvConstants
+    bits: Tensor
+    x_shape: torch.Size
+    kernel: tuple[int, int]
+    w: Tensor | None
+    codes: Tensor | None
+    channels: Tensor | None
+    wants_bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Gradients:
     """Of x, of the kept share of w, and of b: None for what was not asked for."""
 

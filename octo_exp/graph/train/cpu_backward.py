@@ -1,11 +1,12 @@
 """The arithmetic `integer` on a CPU, backward: float32 GEMMs between compiled loops, over the codes that were kept."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.graph.train.constants import ConvConstants, Gradients, select_channels
+from octo_exp.graph.train.constants import Gradients, Kept
 from octo_exp.graph.train.cpu_layout import (
     centred,
     chunks_of,
@@ -17,57 +18,41 @@ from octo_exp.graph.train.cpu_layout import (
     parts_of,
     rows_of,
 )
+from octo_exp.graph.train.float_order import grad_w, grad_x
 from octo_exp.kernels.cpu import graph_depthwise, graph_loops
 from octo_exp.kernels.cpu.elementwise import array, empty_channels_last, use_torch_threads
 
 _NONE = np.empty((0, 0), np.float32)
 
 
-def backward(
-    g: Tensor,
-    bits: Tensor,
-    c: ConvConstants,
-    *,
-    w: Tensor | None,
-    x_shape: torch.Size,
-    codes: Tensor | None,
-    kernel: tuple[int, int],
-    kept: Tensor | None,
-    want_bias: bool,
-) -> Gradients:
+def backward(g: Tensor, kept: Kept) -> Gradients:
     """See `float_order.backward`."""
     use_torch_threads()
-    dx = None if w is None else empty_channels_last(torch.Size((x_shape[0], *x_shape[2:], x_shape[1])))
+    n, channels, *size = kept.x_shape
+    dx = None if kept.w is None else empty_channels_last(torch.Size((n, *size, channels)))
     sums = np.empty((g.shape[0], g.shape[1]))
-    if has_loops(c):
-        dw = _depthwise_backward(g, bits, c, w, x_shape, codes, kernel, kept, dx, sums)
-    elif is_pointwise(kernel, c):
-        dw = _pointwise_backward(g, bits, c, w, codes, dx, sums)
+    if has_loops(kept.constants):
+        dw = _depthwise_backward(g, kept, dx, sums)
+    elif is_pointwise(kept.kernel, kept.constants):
+        dw = _pointwise_backward(g, kept, dx, sums)
     else:
-        dx, dw = _other_backward(g, bits, c, w, x_shape, codes, kernel, kept, sums)
-    return Gradients(x=dx, w=dw, b=torch.from_numpy(sums.sum(0).astype(np.float32)) if want_bias else None)
+        dx, dw = _other_backward(g, kept, sums)
+    return Gradients(x=dx, w=dw, b=torch.from_numpy(sums.sum(0).astype(np.float32)) if kept.wants_bias else None)
 
 
 def _mask(g: Tensor, bits: Tensor, scale: Tensor, h: Tensor, sums: np.ndarray) -> None:
     graph_loops.mask_and_scale(images_of(g), array(bits), array(scale), images_of(h), sums)
 
 
-def _pointwise_backward(
-    g: Tensor,
-    bits: Tensor,
-    c: ConvConstants,
-    w: Tensor | None,
-    codes: Tensor | None,
-    dx: Tensor | None,
-    sums: np.ndarray,
-) -> Tensor | None:
+def _pointwise_backward(g: Tensor, kept: Kept, dx: Tensor | None, sums: np.ndarray) -> Tensor | None:
     """Fill dx, where there is one, and sums; return dw. Some images at a time."""
+    c, codes, w = kept.constants, kept.codes, kept.w
     n, outputs, positions = g.shape[0], g.shape[1], g.shape[2] * g.shape[3]
     chunks = list(chunks_of(n, 4 * outputs * positions))
-    gradients, bit_rows, scale = images_of(g), array(bits), array(c.scale)
+    gradients, bit_rows, scale = images_of(g), array(kept.bits), array(c.scale)
     h = torch.empty((chunks[0].stop * positions, outputs))
     h_images = array(h).reshape(chunks[0].stop, -1)
-    if dx is not None:
+    if dx is not None and w is not None:
         # By numpy's views, which cost less than torch's; the memory is torch's, whose GEMMs want it aligned.
         dx_rows, matrix = torch.from_numpy(images_of(dx).reshape(n * positions, -1)), w.flatten(1)
     if codes is not None:
@@ -86,30 +71,20 @@ def _pointwise_backward(
     return None if codes is None else dw.reshape(outputs, -1, 1, 1)
 
 
-def _depthwise_backward(
-    g: Tensor,
-    bits: Tensor,
-    c: ConvConstants,
-    w: Tensor | None,
-    x_shape: torch.Size,
-    codes: Tensor | None,
-    kernel: tuple[int, int],
-    kept: Tensor | None,
-    dx: Tensor | None,
-    sums: np.ndarray,
-) -> Tensor | None:
+def _depthwise_backward(g: Tensor, kept: Kept, dx: Tensor | None, sums: np.ndarray) -> Tensor | None:
     """Fill dx, where there is one, and sums; return dw of the kept channels."""
+    c, codes, channels = kept.constants, kept.codes, kept.channels
     some = 0 if codes is None else codes.shape[1]
-    taps = np.empty((g.shape[0], kernel[0] * kernel[1], some))
+    taps = np.empty((g.shape[0], math.prod(kept.kernel), some))
     graph_depthwise.depthwise_backward(
         rows_of(g),
-        array(bits),
+        array(kept.bits),
         array(c.scale),
-        _NONE if w is None else images_of(w),
+        _NONE if kept.w is None else images_of(kept.w),
         np.empty((0, 0, 0), np.int8) if codes is None else rows_of(codes),
         c.x_zero,
-        np.empty(0, np.int64) if kept is None else array(kept),
-        *loop_sizes(x_shape, kernel, c),
+        np.empty(0, np.int64) if channels is None else array(channels),
+        *loop_sizes(kept.x_shape, kept.kernel, c),
         parts_of(g.shape[0]),
         _NONE if dx is None else images_of(dx),
         taps,
@@ -118,32 +93,16 @@ def _depthwise_backward(
     if codes is None:
         return None
     # As a parameter lies: autograd copies any other gradient.
-    return torch.from_numpy(taps.sum(0).T.astype(np.float32, order="C").reshape(some, 1, *kernel))
+    return torch.from_numpy(taps.sum(0).T.astype(np.float32, order="C").reshape(some, 1, *kept.kernel))
 
 
-def _other_backward(
-    g: Tensor,
-    bits: Tensor,
-    c: ConvConstants,
-    w: Tensor | None,
-    x_shape: torch.Size,
-    codes: Tensor | None,
-    kernel: tuple[int, int],
-    kept: Tensor | None,
-    sums: np.ndarray,
-) -> tuple[Tensor | None, Tensor | None]:
+def _other_backward(g: Tensor, kept: Kept, sums: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
     """Fill sums; return (dx, dw)."""
     h = empty_like(g)
-    _mask(g, bits, c.scale, h, sums)
-    steps = (c.geometry.stride, c.geometry.padding, c.geometry.dilation)
-    dx = None if w is None else conv2d_input(x_shape, w, h, *steps, c.geometry.groups)
-    if codes is None:
-        return dx, None
-    groups = c.geometry.groups
-    if kept is not None and c.is_depthwise:
-        h, groups = select_channels(h, kept), len(kept)
-    shape = torch.Size((h.shape[1], codes.shape[1] // groups, *kernel))
-    return dx, conv2d_weight(centred(codes, c.x_zero), shape, h, *steps, groups)
+    _mask(g, kept.bits, kept.constants.scale, h, sums)
+    dx = None if kept.w is None else grad_x(h, kept.w, kept)
+    dw = None if kept.codes is None else grad_w(h, centred(kept.codes, kept.constants.x_zero), kept)
+    return dx, dw
 
 
 def add_backward(

@@ -23,6 +23,7 @@ from octo_exp.graph.train.cpu_layout import (
     parts_of,
     rows_of,
 )
+from octo_exp.graph.train.integer import codes_of
 from octo_exp.kernels.cpu import graph_depthwise, graph_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
 from octo_exp.kernels.cpu.elementwise import array, use_torch_threads
@@ -32,7 +33,7 @@ from octo_exp.kernels.plain import torch_int8
 # What follows the sums: bias, scale, zero point of the output; the output and its bits, which are written.
 Steps = tuple[np.ndarray, np.ndarray, np.float32, np.ndarray, np.ndarray]
 
-__all__ = ["add", "add_backward", "backward", "enter", "forward", "leave"]
+__all__ = ["add", "add_backward", "backward", "codes_of", "enter", "forward", "leave"]
 
 
 def enter(x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits:
 def _depthwise_forward(codes: Tensor, w: Tensor, out_size: tuple[int, int], c: ConvConstants, steps: Steps) -> bool:
     """Whether it is done: not where a weight is beyond int8."""
     sizes = (*loop_sizes(codes.shape, (w.shape[2], w.shape[3]), c), out_size, parts_of(codes.shape[0]))
-    return graph_depthwise.depthwise(rows_of(codes), images_of(w), c.x_zero, *sizes, *steps)
+    return bool(graph_depthwise.depthwise(rows_of(codes), images_of(w), c.x_zero, *sizes, *steps))
 
 
 def _weight_codes(w: Tensor) -> np.ndarray | None:
@@ -109,7 +110,7 @@ def _columns(codes: Tensor, kernel: tuple[int, int], out_size: tuple[int, int], 
 def add(
     x1: Tensor, x2: Tensor, scales: tuple[float, ...], zeros: tuple[int, ...], *, want_bits: bool
 ) -> tuple[Tensor, Tensor]:
-    """x1, x2 [N, C, H, W] int8 codes -> (codes of the sum, bits): see `ops.Add`."""
+    """x1, x2 [N, C, H, W] int8 codes -> (codes of the sum, bits): see `chains.Add`."""
     y = empty_codes(x1.shape[0], x1.shape[1], (x1.shape[2], x1.shape[3]))
     bits = empty_bits(y, want_bits)
     constants = (np.array(scales, np.float32), np.array(zeros, np.float32))

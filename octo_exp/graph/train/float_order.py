@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from octo_exp.graph.parts import Q_MAX, Q_MIN
-from octo_exp.graph.train.constants import ConvConstants, Gradients, pack, select_channels, unpack
+from octo_exp.graph.train.constants import ConvConstants, Gradients, Kept, pack, select_channels, unpack
 
 
 def per_channel(v: Tensor) -> Tensor:
@@ -50,36 +50,36 @@ def forward(x: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits: boo
     return rescale(acc, b, c, want_bits=want_bits)
 
 
-def backward(
-    g: Tensor,
-    bits: Tensor,
-    c: ConvConstants,
-    *,
-    w: Tensor | None,
-    x_shape: torch.Size,
-    codes: Tensor | None,
-    kernel: tuple[int, int],
-    kept: Tensor | None,
-    want_bias: bool,
-) -> Gradients:
-    """g [N, O, OH, OW] -> gradients; w where x's is wanted, codes (of kept channels) where the weight's is."""
-    h = unpack(bits, g.shape).float().mul_(g).mul_(per_channel(c.scale))
-    geometry = (c.geometry.stride, c.geometry.padding, c.geometry.dilation)
-    dx = None if w is None else conv2d_input(x_shape, w, h, *geometry, c.geometry.groups)
-    dw = None
-    if codes is not None:
-        share, groups = h, c.geometry.groups
-        if kept is not None and c.is_depthwise:
-            share, groups = select_channels(h, kept), len(kept)
-        shape = torch.Size((share.shape[1], codes.shape[1] // groups, *kernel))
-        dw = conv2d_weight(codes.float().sub_(c.x_zero), shape, share, *geometry, groups)
-    return Gradients(x=dx, w=dw, b=h.sum((0, 2, 3)) if want_bias else None)
+def backward(g: Tensor, kept: Kept) -> Gradients:
+    """g [N, O, OH, OW] -> gradients."""
+    c, codes = kept.constants, kept.codes
+    h = unpack(kept.bits, g.shape).float().mul_(g).mul_(per_channel(c.scale))
+    dx = None if kept.w is None else grad_x(h, kept.w, kept)
+    dw = None if codes is None else grad_w(h, codes.float().sub_(c.x_zero), kept)
+    return Gradients(x=dx, w=dw, b=h.sum((0, 2, 3)) if kept.wants_bias else None)
+
+
+def grad_x(h: Tensor, w: Tensor, kept: Kept) -> Tensor:
+    """h [N, O, OH, OW] = g * [inside] * e, w [O, C/G, KH, KW] -> gradient of x [N, C, H, W]."""
+    g = kept.constants.geometry
+    dx: Tensor = conv2d_input(kept.x_shape, w, h, g.stride, g.padding, g.dilation, g.groups)
+    return dx
+
+
+def grad_w(h: Tensor, x: Tensor, kept: Kept) -> Tensor:
+    """h as above, x [N, K, H, W] = the kept channels' codes - x_zero -> gradient of their weights."""
+    g, groups = kept.constants.geometry, kept.constants.geometry.groups
+    if kept.channels is not None and kept.constants.is_depthwise:
+        h, groups = select_channels(h, kept.channels), len(kept.channels)
+    shape = torch.Size((h.shape[1], x.shape[1] // groups, *kept.kernel))
+    dw: Tensor = conv2d_weight(x, shape, h, g.stride, g.padding, g.dilation, groups)
+    return dw
 
 
 def add(
     x1: Tensor, x2: Tensor, scales: tuple[float, ...], zeros: tuple[int, ...], *, want_bits: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """x1, x2 [N, C, H, W] -> (y, bits): see `ops.Add`."""
+    """x1, x2 [N, C, H, W] -> (y, bits): see `chains.Add`."""
     (s1, s2, s_y), (z1, z2, z_y) = scales, zeros
     t = (x1 - z1).mul_(s1).add_((x2 - z2).mul_(s2)).div_(s_y).round_().add_(z_y)
     bits = pack((t >= Q_MIN) & (t <= Q_MAX)) if want_bits else None

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.input import McuInput
+from octo_exp.graph.module_list import ModuleList
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.graph.train import chains
-from octo_exp.graph.train.heads import build_head
+from octo_exp.graph.train.heads import FloatHead, build_head
 from octo_exp.graph.train.modules import McuConv2d, build_layer
 from octo_exp.graph.train.step_account import StepAccount
 from octo_exp.workload import Record
@@ -17,7 +18,7 @@ from octo_exp.workload import Record
 class McuNet(nn.Module):
     """x [N, C, H, W] float32 of the spec's size, what the spec's input means -> logits [N, classes].
 
-    mode: a name of `ops.MODES`. head: a name of `heads.HEADS`. quantize_gradient: gradients of the convolutions are
+    mode: a name of `chains.MODES`. head: a name of `heads.HEADS`. quantize_gradient: gradients of the convolutions are
     rounded to int8 codes and back. `layers` run as one operation before `head`, so no hook of what is inside is called.
     """
 
@@ -25,11 +26,12 @@ class McuNet(nn.Module):
         self, spec: ModelSpec, *, num_classes: int, head: str, mode: str, quantize_gradient: bool = False
     ) -> None:
         super().__init__()
-        self.spec, self.mode = spec, chains.check_mode(mode)
-        self.options = {"mode": mode, "quantize_gradient": quantize_gradient}
+        self.spec, self.mode, self.quantize_gradient = spec, chains.check_mode(mode), quantize_gradient
         self.input = McuInput(spec.input)
-        self.layers = nn.ModuleList(build_layer(layer, **self.options) for layer in spec.layers)
-        self.head = build_head(head, spec.classifier, num_classes, **self.options)
+        self.layers = ModuleList(
+            build_layer(layer, mode=mode, quantize_gradient=quantize_gradient) for layer in spec.layers
+        )
+        self.head = build_head(head, spec.classifier, num_classes, mode=mode, quantize_gradient=quantize_gradient)
 
     @classmethod
     def with_classifier(cls, spec: ModelSpec, *, mode: str) -> Self:
@@ -49,10 +51,12 @@ class McuNet(nn.Module):
                 f"input must be [N, {channels}, {size}, {size}], got {list(codes.shape)}; resize the images"
             )
         steps = [step for layer in self.layers for step in layer.steps]
-        return chains.run_chain(codes, steps, **self.options)
+        return chains.run_chain(codes, steps, mode=self.mode, quantize_gradient=self.quantize_gradient)
 
     def classify(self, codes: Tensor) -> Tensor:
         """codes [N, C, H, W] of the image -> codes of the logits [N, classes]; the head must be an int8 one."""
+        if isinstance(self.head, FloatHead):
+            raise UserError("a float head gives no codes; build the net with head=original or head=quantized")
         return self.head.codes(self.features(codes)).flatten(1)
 
     def step_account(self, batch_shape: tuple[int, ...]) -> Record:
@@ -68,4 +72,5 @@ class McuNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""
-        return self.head(self.features(self.input(x))).flatten(1)
+        logits: Tensor = self.head(self.features(self.input(x)))
+        return logits.flatten(1)

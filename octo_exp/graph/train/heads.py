@@ -18,6 +18,9 @@ _BIAS_LIMIT = 2.0**30
 class FloatHead(nn.Module):
     """x [N, C, H, W] codes -> linear((x - x_zero) * x_scale), [N, classes], in float32."""
 
+    x_scale: Tensor
+    x_zero: Tensor
+
     def __init__(self, spec: ConvSpec, num_classes: int) -> None:
         super().__init__()
         self.register_buffer("x_scale", torch.tensor(spec.x_scale, dtype=torch.float64))
@@ -26,7 +29,8 @@ class FloatHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> logits [N, classes]."""
-        return self.linear((x.flatten(1) - self.x_zero) * self.x_scale)
+        logits: Tensor = self.linear((x.flatten(1) - self.x_zero) * self.x_scale)
+        return logits
 
 
 class IntHead(McuConv2d):

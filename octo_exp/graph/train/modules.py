@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octo_exp.graph.module_list import ModuleList
 from octo_exp.graph.spec import BlockSpec, ConvSpec, Layer, PoolSpec, ResidualSpec
 from octo_exp.graph.train import chains
 from octo_exp.graph.train.constants import ConvConstants
@@ -15,7 +16,27 @@ from octo_exp.graph.train.pool import Pool
 from octo_exp.graph.train.trained import EVERYTHING, Update
 
 
-class McuConv2d(nn.Module):
+class McuLayer(nn.Module):
+    """A layer of codes, which runs its `steps` as one operation: no hook of what is inside is called.
+
+    mode: an arithmetic of `chains.MODES`. quantize_gradient: see `chains.run_chain`.
+    """
+
+    def __init__(self, *, mode: str, quantize_gradient: bool = False) -> None:
+        super().__init__()
+        self.mode, self.quantize_gradient = chains.check_mode(mode), quantize_gradient
+
+    @property
+    def steps(self) -> list[chains.Step]:
+        """Return the layer as a chain."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> y [N, O, OH, OW]."""
+        return chains.run_chain(x, self.steps, mode=self.mode, quantize_gradient=self.quantize_gradient)
+
+
+class McuConv2d(McuLayer):
     """A convolution of int8 codes: x [N, C, H, W] -> y [N, O, OH, OW], whole numbers in float32.
 
     Parameters: `weight` [O, C/G, KH, KW], rounded in the forward pass, and `bias` [O], float masters of int8 and
@@ -24,10 +45,16 @@ class McuConv2d(nn.Module):
     """
 
     update: Update
+    x_scale: Tensor
+    y_scale: Tensor
+    x_zero: Tensor
+    y_zero: Tensor
+    w_scales: Tensor
+    effective_scale: Tensor
 
     def __init__(self, spec: ConvSpec, *, mode: str, quantize_gradient: bool = False) -> None:
-        super().__init__()
-        self.mode, self.quantize_gradient, self.update = chains.check_mode(mode), quantize_gradient, EVERYTHING
+        super().__init__(mode=mode, quantize_gradient=quantize_gradient)
+        self.update = EVERYTHING
         self.in_channels, self.out_channels, self.groups = spec.in_channels, spec.out_channels, spec.groups
         self.in_size, self.out_size = (spec.in_size, spec.in_size), (spec.out_size, spec.out_size)
         self.kernel_size, self.geometry = spec.kernel_size, spec.geometry
@@ -45,7 +72,7 @@ class McuConv2d(nn.Module):
     def constants(self) -> ConvConstants:
         """Return what the arithmetic needs beside x, weight and bias."""
         # Read where they lie: attributes of a module are looked for in three places, at every step.
-        buffers = self._buffers
+        buffers: dict[str, Any] = self._buffers
         return ConvConstants(
             geometry=self.geometry,
             in_channels=self.in_channels,
@@ -64,10 +91,6 @@ class McuConv2d(nn.Module):
         """Return this convolution as a chain."""
         return [self.step]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> y [N, O, OH, OW]."""
-        return chains.run_chain(x, self.steps, mode=self.mode, quantize_gradient=self.quantize_gradient)
-
     def extra_repr(self) -> str:
         """Return shapes and arithmetic."""
         gradients = ", int8 gradients" if self.quantize_gradient else ""
@@ -75,22 +98,17 @@ class McuConv2d(nn.Module):
         return f"{sizes}, {self.mode}{gradients}"
 
 
-class McuPool(nn.Module):
+class McuPool(McuLayer):
     """A pool of codes: x [N, C, H, W] -> y [N, C, OH, OW]; scale and zero point pass unchanged."""
 
     def __init__(self, spec: PoolSpec, *, mode: str, quantize_gradient: bool = False) -> None:
-        super().__init__()
-        self.options = {"mode": chains.check_mode(mode), "quantize_gradient": quantize_gradient}
+        super().__init__(mode=mode, quantize_gradient=quantize_gradient)
         self.step = Pool(kind=spec.kind, kernel=spec.kernel, stride=spec.stride, padding=spec.padding)
 
     @property
     def steps(self) -> list[chains.Step]:
         """Return the pool as a chain."""
         return [self.step]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> y [N, C, OH, OW]."""
-        return chains.run_chain(x, self.steps, **self.options)
 
     def extra_repr(self) -> str:
         """Return the window."""
@@ -99,6 +117,9 @@ class McuPool(nn.Module):
 
 class McuResidual(nn.Module):
     """The addition of what the shortcut gives and what the body gives; that has scale `s2` and zero point `z2`."""
+
+    scales: Tensor
+    zeros: Tensor
 
     def __init__(self, spec: ResidualSpec, *, s2: float, z2: int) -> None:
         super().__init__()
@@ -111,17 +132,15 @@ class McuResidual(nn.Module):
         return chains.Add(scales=tuple(self.scales.tolist()), zeros=tuple(self.zeros.tolist()))
 
 
-class McuBlock(nn.Module):
-    """Body and shortcut of one input, and their addition (or none, and then no shortcut).
-
-    A block runs as one operation, a net as well, so no hook of what is inside is called.
-    """
+class McuBlock(McuLayer):
+    """Body and shortcut of one input, and their addition (or none, and then no shortcut)."""
 
     def __init__(self, spec: BlockSpec, *, mode: str, quantize_gradient: bool = False) -> None:
-        super().__init__()
-        self.options = {"mode": chains.check_mode(mode), "quantize_gradient": quantize_gradient}
-        self.body = nn.ModuleList(McuConv2d(conv, **self.options) for conv in spec.body)
-        self.shortcut = nn.ModuleList(McuConv2d(conv, **self.options) for conv in spec.shortcut)
+        super().__init__(mode=mode, quantize_gradient=quantize_gradient)
+        self.body, self.shortcut = (
+            ModuleList(McuConv2d(conv, mode=mode, quantize_gradient=quantize_gradient) for conv in convs)
+            for convs in (spec.body, spec.shortcut)
+        )
         last, residual = spec.body[-1], spec.residual
         self.residual = None if residual is None else McuResidual(residual, s2=last.y_scale, z2=last.y_zero)
 
@@ -137,12 +156,11 @@ class McuBlock(nn.Module):
             shortcut = [chains.Swap(), *shortcut, chains.Swap()]
         return [chains.Branch(), *body, *shortcut, self.residual.step]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> y [N, O, OH, OW]."""
-        return chains.run_chain(x, self.steps, **self.options)
 
-
-def build_layer(spec: Layer, **options: Any) -> McuConv2d | McuPool | McuBlock:
+def build_layer(spec: Layer, *, mode: str, quantize_gradient: bool) -> McuConv2d | McuPool | McuBlock:
     """Return the module of a layer."""
-    kinds = {ConvSpec: McuConv2d, PoolSpec: McuPool, BlockSpec: McuBlock}
-    return kinds[type(spec)](spec, **options)
+    if isinstance(spec, ConvSpec):
+        return McuConv2d(spec, mode=mode, quantize_gradient=quantize_gradient)
+    if isinstance(spec, PoolSpec):
+        return McuPool(spec, mode=mode, quantize_gradient=quantize_gradient)
+    return McuBlock(spec, mode=mode, quantize_gradient=quantize_gradient)

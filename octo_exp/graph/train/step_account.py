@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from octo_exp.graph.train import graph_accounts as work
+from octo_exp.graph.train.heads import FloatHead, IntHead
 from octo_exp.graph.train.modules import McuBlock, McuConv2d, McuPool, McuResidual
 from octo_exp.workload import FLOAT_BYTES, Account, Record, Value, trained_weights
 
@@ -42,6 +43,7 @@ class StepAccount:
 
     def __init__(self, names: Mapping[nn.Module, str], batch_shape: tuple[int, ...], *, mode: str) -> None:
         self.record, self._names = Record(), names
+        self._made: list[Codes] = []
         self._is_integer = mode == "integer"
         # Between its steps float_order passes whole numbers in float32.
         self._width = 1 if self._is_integer else FLOAT_BYTES
@@ -49,21 +51,23 @@ class StepAccount:
         self._images = 1 if self._is_integer else batch_shape[0]
         self._shape = batch_shape
 
-    def run(self, entry: nn.Module, layers: Iterable[nn.Module], head: nn.Module) -> Record:
+    def run(
+        self, entry: nn.Module, layers: Iterable[McuConv2d | McuPool | McuBlock], head: FloatHead | IntHead
+    ) -> Record:
         """Return the step's record."""
         batch, _ = self._step(entry, [], self._shape, width=FLOAT_BYTES, passes=False)
         x, account = self._step(entry, [batch], self._shape, width=self._width, passes=False)
         work.enter(account, self._width)
         for layer in layers:
             x = self._layer(x, layer)
-        if isinstance(head, McuConv2d):
-            self._real(self._conv(x, head), head)
-        else:
+        if isinstance(head, FloatHead):
             self._linear(self._real(x, head), head.linear)
+        else:
+            self._real(self._conv(x, head), head)
         self._sums()
         return self.record
 
-    def _layer(self, x: Codes, layer: nn.Module) -> Codes:
+    def _layer(self, x: Codes, layer: McuConv2d | McuPool | McuBlock) -> Codes:
         if isinstance(layer, McuPool):
             return self._pool(x, layer)
         return self._conv(x, layer) if isinstance(layer, McuConv2d) else self._block(x, layer)
@@ -85,14 +89,20 @@ class StepAccount:
         for value in inputs:
             value.uses += 1
         gradient = FLOAT_BYTES * elements if passes else 0
-        facts = {"bytes": width * elements, "gradient_bytes": gradient, "first": event, "last": event}
-        made = Codes(layer=layer, shape=shape, **facts)
+        made = Codes(layer=layer, shape=shape, bytes=width * elements, gradient_bytes=gradient, first=event, last=event)
         self.record.values.append(made)
+        self._made.append(made)
         return made, self._account(inputs[0] if inputs else made, layer, event, passes=passes)
 
     def _account(self, x: Codes, layer: str, event: int, *, passes: bool) -> Account:
-        facts = {"x_shape": x.shape, "x_bits": 8 * self._width, "grad_input": x.has_gradient}
-        account = Account(layer=layer, call=layer, differentiable=passes, **facts)
+        account = Account(
+            layer=layer,
+            call=layer,
+            x_shape=x.shape,
+            x_bits=8 * self._width,
+            grad_input=x.has_gradient,
+            differentiable=passes,
+        )
         self.record.accounts.append((event, account))
         return account
 
@@ -167,6 +177,6 @@ class StepAccount:
 
     def _sums(self) -> None:
         """A block's input that both branches read gets two gradients."""
-        for value in self.record.values:
+        for value in self._made:
             if value.has_gradient and value.uses > 1:
                 work.gradient_sum(self._account(value, value.layer, value.first, passes=True))

@@ -6,17 +6,19 @@ int8 here, the logits are then codes.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec, ResidualSpec
+from octo_exp.graph.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.graph.train.heads import FloatHead, quantized_classifier
-from octo_exp.graph.train.modules import McuBlock, McuConv2d, McuPool
+from octo_exp.graph.train.modules import McuConv2d, McuResidual
 
 
 def spec_of(net: McuNet, *, logits_absmax: float | None) -> ModelSpec:
@@ -25,7 +27,9 @@ def spec_of(net: McuNet, *, logits_absmax: float | None) -> ModelSpec:
     logits_absmax: the largest size of a float head's logits on images of the task; they get y_scale = logits_absmax /
     127. Not used for int8 heads. Raises UserError where a float head comes without it.
     """
-    layers = tuple(_layer(module, spec) for module, spec in zip(net.layers, net.spec.layers, strict=True))
+    convs = map(_conv, net.convs, net.spec.convs)
+    additions = (module for module in net.modules() if isinstance(module, McuResidual))
+    layers = tuple(_layer(layer, convs, additions) for layer in net.spec.layers)
     start = InputSpec(scale=float(net.input.scale), zero=int(net.input.zero))
     return ModelSpec(input=start, layers=layers, classifier=_classifier(net, logits_absmax))
 
@@ -42,28 +46,27 @@ def _conv(module: McuConv2d, spec: ConvSpec) -> ConvSpec:
         weight=_integers(module.weight, torch.int8, -127, 127),
         bias=_integers(module.bias, torch.int32, -(2**31), 2**31 - 1),
         w_scales=module.w_scales.cpu().numpy().copy(),
-        **{name: float(getattr(module, name)) for name in ("x_scale", "y_scale")},
-        **{name: int(getattr(module, name)) for name in ("x_zero", "y_zero")},
+        x_scale=float(module.x_scale),
+        x_zero=int(module.x_zero),
+        y_scale=float(module.y_scale),
+        y_zero=int(module.y_zero),
     )
 
 
-def _residual(module: McuBlock, spec: ResidualSpec | None) -> ResidualSpec | None:
-    if spec is None:
-        return None
-    (x_scale, _, y_scale), (x_zero, _, y_zero) = module.residual.scales.tolist(), module.residual.zeros.tolist()
+def _residual(module: McuResidual, spec: ResidualSpec) -> ResidualSpec:
+    (x_scale, _, y_scale), (x_zero, _, y_zero) = module.scales.tolist(), module.zeros.tolist()
     return replace(spec, x_scale=x_scale, x_zero=x_zero, y_scale=y_scale, y_zero=y_zero)
 
 
-def _layer(module: McuConv2d | McuPool | McuBlock, spec: Layer) -> Layer:
+def _layer(spec: Layer, convs: Iterator[ConvSpec], additions: Iterator[McuResidual]) -> Layer:
+    """Take a layer's parts, in order of execution."""
     if isinstance(spec, ConvSpec):
-        return _conv(module, spec)
-    if not isinstance(spec, BlockSpec):
+        return next(convs)
+    if isinstance(spec, PoolSpec):
         return spec
-    return BlockSpec(
-        body=tuple(_conv(conv, part) for conv, part in zip(module.body, spec.body, strict=True)),
-        shortcut=tuple(_conv(conv, part) for conv, part in zip(module.shortcut, spec.shortcut, strict=True)),
-        residual=_residual(module, spec.residual),
-    )
+    body, shortcut = (tuple(islice(convs, len(part))) for part in (spec.body, spec.shortcut))
+    residual = None if spec.residual is None else _residual(next(additions), spec.residual)
+    return BlockSpec(body=body, shortcut=shortcut, residual=residual)
 
 
 def _classifier(net: McuNet, logits_absmax: float | None) -> ConvSpec:

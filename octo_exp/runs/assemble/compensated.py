@@ -2,13 +2,13 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.config.trust import check_targets
+from octo_exp.data.protocol import DataModule
 from octo_exp.nn.convert import convert
 from octo_exp.nn.fold import folded
 from octo_exp.nn.guard import Verdict
@@ -19,7 +19,7 @@ from octo_exp.runs.folder import CONFIG
 from octo_exp.runs.weights import Given, check_same_network, speed_guard_of
 
 
-def start_compensated(cfg: DictConfig, weights: Given, net: nn.Module, datamodule: Any) -> nn.Module:
+def start_compensated(cfg: DictConfig, weights: Given, net: nn.Module, datamodule: DataModule) -> nn.Module:
     """Return `net` with the weights of a run whose scheme compensates, and its constants in the biases, as an export.
 
     The constants depend on the run's quantisers, hence on its scheme, which the run's config.yaml names.
@@ -71,7 +71,7 @@ def _scheme(cfg: DictConfig, weights: Given) -> Scheme:
 
 def _quant_of(config: Path) -> DictConfig:
     try:
-        node = OmegaConf.load(config).get("quant")
+        node = OmegaConf.select(OmegaConf.load(config), "quant")
     except Exception as error:
         raise UserError(f"init_from: {config} cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(node, DictConfig):

@@ -90,7 +90,9 @@ def fitted(cfg: DictConfig, given: Collection[str]) -> DictConfig:
         place = key.removesuffix("._target_")
         node = None if place in (key, *_READ_BY_OTHERS) else OmegaConf.select(copy, place)
         known = arguments_of(node) if isinstance(node, DictConfig) else None
-        for name in _given(node) if known is not None else ():
+        if node is None or known is None:
+            continue
+        for name in _given(node):
             if name not in known and f"{place}.{name}" not in given:
                 log.info("%s.%s is left out: %s does not take it", place, name, node._target_)
                 with open_dict(node):

@@ -1,14 +1,18 @@
 """The LightningModule of a config: the network, what of it trains, by which optimizer."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch.optim import Optimizer
 
 from octo_exp.base.errors import UserError
+from octo_exp.data.protocol import DataModule
+from octo_exp.graph.train.update.convolutions import UpdatableNet
 from octo_exp.graph.train.update.rule import UpdateRule
 from octo_exp.kernels.ops import products, resolve_impl
 from octo_exp.models.build import build_model
@@ -56,7 +60,7 @@ class Built:
         }
 
 
-def build_module(cfg: DictConfig, datamodule: Any) -> Built:
+def build_module(cfg: DictConfig, datamodule: DataModule) -> Built:
     """Net, quantised, with the weights it starts from; checked against the data before anything is trained."""
     scheme = construct("quant", cfg.quant)
     impl = resolve_impl(cfg.kernel.impl, _device_type(cfg))
@@ -67,19 +71,22 @@ def build_module(cfg: DictConfig, datamodule: Any) -> Built:
     if isinstance(scheme, Native):
         net, converted, verdict = native_net(cfg, scheme, model, datamodule)
     else:
-        trained = scheme.training if isinstance(scheme, PostTraining) else scheme
-        net, converted, verdict = float_net(cfg, trained, model, datamodule, impl=impl, clock=clock)
+        training = scheme.training if isinstance(scheme, PostTraining) else scheme
+        net, converted, verdict = float_net(cfg, training, model, datamodule, impl=impl, clock=clock)
     rule = update_rule(cfg, net, datamodule)
-    if rule is not None:
+    optimizer: Callable[..., Optimizer] = optimizer_of(cfg)
+    trained: list[Any] | None = None
+    if rule is not None and isinstance(net, UpdatableNet):
         rule.apply(net)
+        optimizer, trained = partial(rule.build_optimizer, net), what_trains(net)
     module = LitClassifier(
         net=net,
         num_classes=datamodule.classes,
-        optimizer=optimizer_of(cfg) if rule is None else partial(rule.build_optimizer, net),
+        optimizer=optimizer,
         scheduler=schedule_of(cfg),
         parameter_groups=parameter_groups if rule is None else rule.parameter_groups,
         penalty=compensation_penalty,
-        trained=None if rule is None else what_trains(net),
+        trained=trained,
         speed_guard=None if verdict is None else asdict(verdict),
     )
     after = scheme if isinstance(scheme, PostTraining) else None

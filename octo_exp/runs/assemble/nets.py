@@ -11,6 +11,7 @@ from torch import nn
 from octo_exp.base.caches import cache_folder
 from octo_exp.base.errors import UserError
 from octo_exp.base.progress import with_progress
+from octo_exp.data.protocol import DataModule
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.graph.train.modules import McuConv2d
 from octo_exp.nn.convert import convert
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def float_net(
-    cfg: DictConfig, scheme: Scheme, net: Any, datamodule: Any, *, impl: str, clock: Clock
+    cfg: DictConfig, scheme: Scheme, net: Any, datamodule: DataModule, *, impl: str, clock: Clock
 ) -> tuple[nn.Module, Selection, Verdict | None]:
     """(net, what of it is quantised, the guard's verdict) of a float network under a scheme."""
     if isinstance(net, ModelSpec):
@@ -58,7 +59,7 @@ def float_net(
     return net, converted, verdict
 
 
-def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: Any, *, impl: str) -> Verdict | None:
+def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: DataModule, *, impl: str) -> Verdict | None:
     """Return what the speed guard says where it is on; a checkpoint's net is what it was where it was trained."""
     if not cfg.kernel.guard or scheme.is_float:
         return None
@@ -69,7 +70,7 @@ def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: Any, *
 
 
 def native_net(
-    cfg: DictConfig, native: Native, model: Any, datamodule: Any
+    cfg: DictConfig, native: Native, model: Any, datamodule: DataModule
 ) -> tuple[nn.Module, Selection, Verdict | None]:
     """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
     weights = None if cfg.init_from is None else given(cfg.init_from)
@@ -149,7 +150,7 @@ def quantize_net(
     return convert(net, scheme, impl=impl, clock=clock, input_shape=input_shape, keep=keep)
 
 
-def _check_shapes(net: torch.nn.Module, datamodule: Any) -> None:
+def _check_shapes(net: torch.nn.Module, datamodule: DataModule) -> None:
     """One image of zeros through the float net: shapes and classes must agree before training starts."""
     shape = datamodule.input_shape
     try:

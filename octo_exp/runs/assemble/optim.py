@@ -25,7 +25,8 @@ def optimizer_of(cfg: DictConfig) -> Callable[[Any], Optimizer]:
 
     def build(groups: Any) -> Optimizer:
         groups = list(groups)
-        return construct("optim.optimizer", cfg.optim.optimizer, lambda node: _part(node)(groups))
+        made: Optimizer = construct("optim.optimizer", cfg.optim.optimizer, lambda node: _part(node)(groups))
+        return made
 
     return build
 
@@ -65,7 +66,8 @@ def _step(scheduler: Any) -> None:
 
 def _part(node: DictConfig) -> Callable[..., Any]:
     """Return what a node names with its arguments, to be called with what is not known yet."""
-    return instantiate(node, _partial_=True, _convert_="all")
+    part: Callable[..., Any] = instantiate(node, _partial_=True, _convert_="all")
+    return part
 
 
 def _scheduled(optim: DictConfig, optimizer: Optimizer, total_steps: Callable[[], int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ def _trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Logger]) -> Tr
         # Lightning would take whatever else it finds, as Apple's GPU, for which there are no kernels.
         given["accelerator"] = "cpu"
     # The run's own objects are no part of the node: Hydra would look into them.
-    return construct("trainer", cfg.trainer, lambda node: instantiate(node, _convert_="all", _partial_=True)(**given))
+    make = partial(instantiate, _convert_="all", _partial_=True)
+    trainer: Trainer = construct("trainer", cfg.trainer, lambda node: make(node)(**given))
+    return trainer
 
 
 def _plugins(cfg: DictConfig) -> list[Any]:

@@ -16,6 +16,8 @@ from torch import nn
 from octo_exp.base.caches import cache_folder
 from octo_exp.base.errors import UserError
 from octo_exp.base.files import write_text
+from octo_exp.data.protocol import DataModule
+from octo_exp.graph.train.update.convolutions import UpdatableNet
 from octo_exp.graph.train.update.rule import UpdateRule
 from octo_exp.runs.assemble.composed import choice
 
@@ -24,31 +26,33 @@ log = logging.getLogger(__name__)
 SCHEME_FILE = "scheme.yaml"
 
 
-def update_rule(cfg: DictConfig, net: nn.Module, datamodule: Any) -> UpdateRule | None:
+def update_rule(cfg: DictConfig, net: nn.Module, datamodule: DataModule) -> UpdateRule | None:
     """Return the rule that `update=` names, or None; with update.budget_kb its scheme is searched for first."""
     # A DictConfig has a method of that name.
     node = cfg.get("update", None)
     if not node:
         return None
-    if not hasattr(net, "convs"):
+    if not isinstance(net, UpdatableNet):
         raise UserError(
             f"update= chooses what of a microcontroller graph trains, and model={choice('model', cfg)} under "
             f"quant={cfg.quant.name} is none; use quant=native or leave update= out"
         )
-    rule = instantiate(node, _convert_="all")
+    rule: UpdateRule = instantiate(node, _convert_="all")
     if rule.budget_kb is None:
         return rule
     # What is only evaluated trains nothing, and has no scheme to be searched for.
-    return _searched(cfg, net, datamodule, rule) if cfg.train else None
+    return _searched(cfg, net, datamodule, rule, rule.budget_kb) if cfg.train else None
 
 
-def what_trains(net: Any) -> list[list[Any]]:
+def what_trains(net: UpdatableNet) -> list[list[Any]]:
     """Return of each convolution whether weights and biases train, and which channels: plain values."""
     updates = [conv.update for conv in net.convs]
     return [[u.train_weight, u.train_bias, None if u.kept is None else u.kept.tolist()] for u in updates]
 
 
-def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule) -> UpdateRule:
+def _searched(
+    cfg: DictConfig, net: UpdatableNet, datamodule: DataModule, rule: UpdateRule, budget_kb: float
+) -> UpdateRule:
     """The rule with the best scheme within the budget; the scheme stands in the run's folder as a yaml of its own."""
     from octo_exp.graph.train.update.search import search_scheme
 
@@ -57,14 +61,14 @@ def _searched(cfg: DictConfig, net: nn.Module, datamodule: Any, rule: UpdateRule
         rule=rule,
         train_batches=_normalised(datamodule, datamodule.train_dataloader()),
         val_batches=_normalised(datamodule, datamodule.val_dataloader()),
-        budget_kb=rule.budget_kb,
+        budget_kb=budget_kb,
         settings=rule.search,
         cache=cache_folder() / "contributions",
         progress=_bar,
     )
     text = found.yaml(model=choice("model", cfg), base=choice("update", cfg))
     write_text(Path(cfg.save_dir) / SCHEME_FILE, text)
-    log.info("scheme found for %g KB:\n%s", rule.budget_kb, text)
+    log.info("scheme found for %g KB:\n%s", budget_kb, text)
     return replace(rule, sparse=found.scheme, budget_kb=None)
 
 
@@ -78,5 +82,5 @@ def _bar(names: Sequence[str]) -> Iterator[str]:
             progress.advance(task)
 
 
-def _normalised(datamodule: Any, loader: Iterable[Any]) -> Iterable[Any]:
+def _normalised(datamodule: DataModule, loader: Iterable[Any]) -> Iterable[Any]:
     return (datamodule.on_after_batch_transfer(batch, 0) for batch in loader)

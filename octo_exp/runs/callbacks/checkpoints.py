@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from octo_exp.base import signals
 from octo_exp.base.errors import UserError
+from octo_exp.runs.fit_loop import ExactFitLoop
 
 
 class LastCheckpoint(Checkpoint):
@@ -58,7 +59,8 @@ class LastCheckpoint(Checkpoint):
             self.path, self._written_at, self._written_step = self._file, time.monotonic(), trainer.global_step
 
     def _due(self, trainer: Trainer) -> bool:
-        if self._at_epoch_end and trainer.fit_loop.ends_here:
+        loop = trainer.fit_loop
+        if self._at_epoch_end and isinstance(loop, ExactFitLoop) and loop.ends_here:
             return True
         if self._steps is not None and trainer.global_step // self._steps > self._written_step // self._steps:
             return True

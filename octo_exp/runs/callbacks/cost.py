@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torch import nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.base.files import make_folder_of, write_csv
@@ -24,6 +23,7 @@ from octo_exp.hw import (
     training_step_cost,
 )
 from octo_exp.runs.cost_plots import cost_table, save_cost_figure, text_of
+from octo_exp.runs.lit import network_of
 from octo_exp.tracing import SGD, optimizer_cost, trace
 from octo_exp.workload import GRAD_INPUT_FORMS, Workload
 
@@ -110,7 +110,7 @@ class CostCallback(Callback):
             for name, report in self.reports.items()
             for total, value in report.totals().items()
         }
-        results |= _memory_results(self.memory)
+        results |= {} if self.memory is None else _memory_results(self.memory)
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
         results["cost/convention"] = self.convention
         results["cost/grad_input_form"] = workload.grad_input_form
@@ -143,9 +143,6 @@ class CostCallback(Callback):
 
 
 def _traced(trainer: Trainer, pl_module: LightningModule, grad_input_form: str) -> Workload:
-    net = getattr(pl_module, "net", None)
-    if not isinstance(net, nn.Module):
-        raise UserError(f"cost: {type(pl_module).__name__} has no module 'net' to price; remove the cost callback")
     datamodule: Any = getattr(trainer, "datamodule", None)
     for name in ("input_shape", "batch_size"):
         if not hasattr(datamodule, name):
@@ -153,7 +150,7 @@ def _traced(trainer: Trainer, pl_module: LightningModule, grad_input_form: str) 
                 f"cost: the trainer's datamodule has no {name!r}; pass one that has, or remove the callback"
             )
     return trace(
-        net,
+        network_of(pl_module, "cost"),
         tuple(datamodule.input_shape),
         batch_size=datamodule.batch_size,
         grad_input_form=grad_input_form,

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from octo_exp.base.files import write_csv
+from octo_exp.runs.lit import network_of
 
 MIB = 2**20
 
@@ -86,7 +87,7 @@ class MemoryCallback(Callback):
         """Open the count."""
         wanted = min(1, int(trainer.num_training_batches) - 1)
         if not self.saved and batch_idx == wanted:
-            self._context = SavedTensors(pl_module.net).__enter__()
+            self._context = SavedTensors(network_of(pl_module, "memory")).__enter__()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Close the count: everything the backward pass needs has been saved."""

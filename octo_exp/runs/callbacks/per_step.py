@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octo_exp.base.errors import UserError
 from octo_exp.quant.rounding import Clock, keyed_seed
 from octo_exp.runs.checkpoint import first_non_finite
+from octo_exp.runs.lit import network_of
 
 
 class StepClock(Callback):
@@ -127,7 +128,8 @@ class FiniteGuard(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Raise UserError where the loss is not finite."""
         if not bool(torch.isfinite(loss)):
-            layer = first_non_finite_layer(pl_module.net, self._images)
+            net = network_of(pl_module, "finite_guard")
+            layer = "unknown" if self._images is None else first_non_finite_layer(net, self._images)
             raise diverged(trainer, f"the loss is {loss.item()}", f"; first non-finite output: layer {layer}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,7 +142,7 @@ class FiniteGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise UserError where a weight is not finite: the last update has been through no loss."""
-        name = first_non_finite(pl_module.net.state_dict())
+        name = first_non_finite(network_of(pl_module, "finite_guard").state_dict())
         if name is not None:
             raise diverged(trainer, f"{name} is not finite")
 

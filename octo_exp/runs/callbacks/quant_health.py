@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.qtensor import QTensor
+from octo_exp.runs.lit import network_of
 
 
 def operand_health(t: Tensor, q: QTensor, q_min: int, q_max: int) -> dict[str, Tensor]:
@@ -22,7 +23,7 @@ def operand_health(t: Tensor, q: QTensor, q_min: int, q_max: int) -> dict[str, T
     low, high = (q_min - zero - 0.5) * q.scale, (q_max - zero + 0.5) * q.scale
     # Divided by their peaks first: squares of tiny or huge gradients would leave float32.
     unit = [v.flatten() / v.abs().max().clamp(min=1e-38) for v in (t, q.dequantize())]
-    cosine = F.cosine_similarity(*unit, dim=0)
+    cosine = F.cosine_similarity(unit[0], unit[1], dim=0)
     cosine = torch.where(unit[0].any() | unit[1].any(), cosine, torch.ones_like(cosine))
     return {
         "clipped": ((t < low) | (t > high)).float().mean(),
@@ -46,7 +47,7 @@ class QuantHealth(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the quantised layers."""
-        self._layers = [m for m in pl_module.net.modules() if isinstance(m, QuantLayer)]
+        self._layers = [m for m in network_of(pl_module, "quant_health").modules() if isinstance(m, QuantLayer)]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Open the probe on the steps that are looked at."""
@@ -79,8 +80,9 @@ class QuantHealth(Callback):
 
     def _observe(self, layer: QuantLayer, operand: str, t: Tensor, q: QTensor) -> None:
         quantizer = layer.quantizer_of(operand)
-        health = operand_health(t, q, quantizer.q_min, quantizer.q_max)
-        self._values |= {f"quant/{layer.layer_name}/{operand}_{key}": value for key, value in health.items()}
+        if quantizer is not None:
+            health = operand_health(t, q, quantizer.q_min, quantizer.q_max)
+            self._values |= {f"quant/{layer.layer_name}/{operand}_{key}": value for key, value in health.items()}
 
     def _remember_worst(self, numbers: dict[str, float]) -> None:
         for key, value in numbers.items():

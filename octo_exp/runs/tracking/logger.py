@@ -6,11 +6,11 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from octo_exp.runs.tracking.session import Later, Session
+from octo_exp.runs.tracking.session import Later, Mode, Session
 
 
 class WandbRun(WandbLogger):
@@ -43,7 +43,7 @@ class WandbRun(WandbLogger):
         tags: Sequence[str] | None,
         job_type: str | None,
         log_model: Literal["all"] | bool,
-        mode: str,
+        mode: Mode,
         id: str | None,
         resumed_from: str | None,
         wait_s: float,

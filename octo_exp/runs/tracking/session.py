@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from octo_exp.base.caches import writable
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # Calls that wait while W&B starts or stalls.
 _QUEUE = 10_000
 _ENDED = "its process has ended"
+Mode = Literal["online", "offline", "disabled"]
 _OFFLINE = ("offline", "dryrun", "disabled")
 
 
@@ -55,7 +56,7 @@ class Session:
 
     """
 
-    def __init__(self, init: Mapping[str, Any], *, mode: str, wait_s: float, online_s: float) -> None:
+    def __init__(self, init: Mapping[str, Any], *, mode: Mode, wait_s: float, online_s: float) -> None:
         self._init = dict(init)
         self._mode = mode
         self._wait_s = self._left_s = wait_s
@@ -217,7 +218,7 @@ class Session:
             log.warning("W&B: %s; the run goes on offline, %s uploads it later", reason, self._sync())
         return run
 
-    def _start(self, mode: str) -> Any:
+    def _start(self, mode: Mode) -> Any:
         import wandb
         from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
@@ -234,7 +235,7 @@ class Session:
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return run
 
-    def _start_service(self, mode: str) -> None:
+    def _start_service(self, mode: Mode) -> None:
         import wandb
         from wandb.sdk import wandb_setup
 
@@ -284,7 +285,7 @@ def _make_homes(folder: Path) -> None:
     """Give W&B folders beside the run where those in the user's home cannot be written: some logging needs them."""
     import wandb
 
-    homes = {"WANDB_CACHE_DIR": wandb.env.get_cache_dir(), "WANDB_DATA_DIR": wandb.env.get_data_dir()}
+    homes = {"WANDB_CACHE_DIR": str(wandb.env.get_cache_dir()), "WANDB_DATA_DIR": str(wandb.env.get_data_dir())}
     for name, home in homes.items():
         if not writable(Path(home)):
             os.environ[name] = str(folder / "wandb" / "home" / name.lower())

@@ -119,7 +119,8 @@ def _head(net: nn.Module) -> str:
     """Return the beginning of the names of the head's tensors: of `net.head`, else of the last layer."""
     if isinstance(getattr(net, "head", None), nn.Module):
         return "head."
-    return [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1] + "."
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return f"{layers[-1]}."
 
 
 def check_same_network(net: nn.Module, state: dict[str, Tensor], *, found: str, remedy: str) -> None:

@@ -8,7 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from octo_exp.graph.calibrate.plan import Block, Conv, Plan, Pool
+from octo_exp.graph.calibrate.plan import Block, Conv, Plan
+from octo_exp.graph.parts import PoolSpec
 from tests.configs import compose_copy, node_of, options
 
 # Widths that keep the tests short.
@@ -70,7 +71,7 @@ def run_layer(layer: Any, x: Tensor) -> Tensor:
     """A layer of a plan in float64."""
     if isinstance(layer, Conv):
         return run_conv(layer, x)
-    if isinstance(layer, Pool):
+    if isinstance(layer, PoolSpec):
         if layer.kind == "max":
             return F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
         return F.avg_pool2d(x, layer.kernel, layer.stride)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.calibrate.plan import Block, Conv, Pool
+from octo_exp.graph.calibrate.plan import Block, Conv
 from octo_exp.graph.calibrate.traced import plan_of, trace
+from octo_exp.graph.parts import PoolSpec
 from tests.graph.calibrate.helpers import MODELS, run_plan, settled, shipped
 
 
@@ -31,7 +32,7 @@ def test_the_plan_of_every_model_is_the_same_function(name, norm):
 def test_layers_of_a_plan():
     net, images = shipped("resnet18", "batch", batch=2)
     layers = plan_of(trace(net, images)).layers
-    assert [type(layer) for layer in layers] == [Conv, *[Block] * 8, Pool]
+    assert [type(layer) for layer in layers] == [Conv, *[Block] * 8, PoolSpec]
     assert [(len(b.body), len(b.shortcut)) for b in layers[1:-1]] == [(2, 0), (2, 0), *[(2, 1), (2, 0)] * 3]
     net, images = shipped("mobilenet_v2", "batch", batch=2)
     layers = plan_of(trace(net, images)).layers

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octo_exp.graph.calibrate import quantize_network
-from octo_exp.graph.calibrate.plan import Block, Conv, Pool
+from octo_exp.graph.calibrate.plan import Block, Conv
 from octo_exp.graph.calibrate.traced import plan_of, trace
+from octo_exp.graph.parts import PoolSpec
 from octo_exp.graph.spec import ConvSpec
 from octo_exp.graph.train.modules import build_layer
 from tests.graph.calibrate.helpers import MODELS, run_conv, run_layer, shipped
@@ -75,7 +76,7 @@ def check_block(block: Block, spec: Any, x: Tensor) -> None:
     assert (y - wanted).abs().max() <= HALF * add.y_scale
 
 
-def check_pool(pool: Pool, spec: Any, x: Tensor, scale: float, zero: int) -> None:
+def check_pool(pool: PoolSpec, spec: Any, x: Tensor, scale: float, zero: int) -> None:
     codes = codes_of(x, scale, zero)
     if pool.kind == "max":
         assert torch.equal(run(spec, codes), codes_of(run_layer(pool, x), scale, zero))
@@ -93,7 +94,7 @@ def test_each_layer_errs_by_half_a_step(name, norm):
     x, step = images.double(), (spec.input.scale, spec.input.zero)
     layers = zip((*plan.layers, plan.classifier), (*spec.layers, spec.classifier), strict=True)
     for layer, layer_spec in layers:
-        if isinstance(layer, Pool):
+        if isinstance(layer, PoolSpec):
             check_pool(layer, layer_spec, x, *step)
         elif isinstance(layer, Conv):
             check_conv(layer, layer_spec, x)
@@ -101,6 +102,6 @@ def test_each_layer_errs_by_half_a_step(name, norm):
         else:
             check_block(layer, layer_spec, x)
             step = (layer_spec.residual.y_scale, layer_spec.residual.y_zero)
-        if not isinstance(layer, Pool):
+        if not isinstance(layer, PoolSpec):
             assert (step[1] == -128) == (layer.bounds[0] == 0)
         x = run_layer(layer, x)

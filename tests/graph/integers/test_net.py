@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.integers import IntegerNet, integer_net, plain_layers
+from octo_exp.graph.integers import IntegerNet, integer_net
 from octo_exp.graph.spec import ConvSpec, Image, InputSpec, ModelSpec
 from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.kernels.cpu import fixed_loops
@@ -41,7 +41,7 @@ def check_forms(spec: ModelSpec, codes: torch.Tensor) -> None:
     integers = IntegerNet(spec)
     compiled = list(integers.outputs(codes))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integer_net, "_forms", lambda codes: plain_layers)
+        patch.setattr(integer_net, "_has_loops", lambda codes: False)
         expected = list(integers.outputs(codes))
     for ours, theirs in zip(compiled, expected, strict=True):
         assert ours.dtype == theirs.dtype == torch.int8
@@ -154,9 +154,9 @@ def test_no_float_between_the_codes_of_the_image_and_those_of_the_logits(forms, 
     spec = random_model(seed)
     integers, codes = IntegerNet(spec), codes_for(spec)
     if forms == "plain":
-        monkeypatch.setattr(integer_net, "_forms", lambda codes: plain_layers)
+        monkeypatch.setattr(integer_net, "_has_loops", lambda codes: False)
         monkeypatch.setattr(
-            plain_layers, "ops", SimpleNamespace(resolve_impl=plain_layers.ops.resolve_impl, int8_conv2d=_int_conv)
+            integer_net, "ops", SimpleNamespace(resolve_impl=integer_net.ops.resolve_impl, int8_conv2d=_int_conv)
         )
     with _DtypeWatch() as watch:
         integers.classify(codes)

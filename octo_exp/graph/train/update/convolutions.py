@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
+
+from octo_exp.graph.train.trained import Update
 
 
 class UpdatableConv(Protocol):
     """An int8 convolution whose backward pass computes what `update` says and nothing else.
 
     weight [O, I/groups, kh, kw] and bias [O] are float masters of int8 and int32 values; w_scales is [O], x_scale a
-    scalar; in_size and out_size are (H, W). `update` is a dataclass with fields train_weight, train_bias and kept
-    (input channels, of a depthwise convolution its channels, whose weights are trained; None for all).
+    scalar; in_size and out_size are (H, W).
     """
 
     weight: nn.Parameter
@@ -24,17 +25,21 @@ class UpdatableConv(Protocol):
     groups: int
     in_size: tuple[int, int]
     out_size: tuple[int, int]
-    update: Any
+    update: Update
 
 
+@runtime_checkable
 class UpdatableNet(Protocol):
     """A network of such convolutions: `convs` from input to output, and after them the head.
 
     A quantised head is the last of `convs`; a float one is not among them.
     """
 
-    convs: Sequence[UpdatableConv]
     head: nn.Module
+
+    @property
+    def convs(self) -> Sequence[UpdatableConv]:
+        """Return its convolutions, in order."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return every parameter."""
@@ -88,4 +93,5 @@ def head_inputs(net: UpdatableNet) -> int:
 
 def backbone(net: UpdatableNet) -> list[UpdatableConv]:
     """Return the convolutions that update rules count; the head is always trained and never counted."""
-    return [conv for conv in net.convs if conv is not net.head]
+    head: object = net.head
+    return [conv for conv in net.convs if conv is not head]

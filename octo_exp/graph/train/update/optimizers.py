@@ -53,7 +53,8 @@ class UpdateStep(Optimizer):
 
     def account(self, cost_of: Callable[[Optimizer], OptimizerCost]) -> OptimizerCost:
         """Return what a step costs: that of the plain optimizer, and for convolutions scaling and rounding."""
-        cost = cost_of(self.plain([dict(group) for group in self.param_groups]))
+        # Its own class has defaults.
+        cost = cost_of(self.plain([dict(group) for group in self.param_groups]))  # type: ignore[call-arg]
         # QAS multiplies; integers are rounded and clamped.
         return replace(cost, coded_operations=1 * self.qas + 2 * self.strict_int8)
 

@@ -7,9 +7,9 @@ Training Under 256KB Memory (NeurIPS 2022).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from octo_exp.base.errors import UserError
+from octo_exp.graph.train.trained import Update
 from octo_exp.graph.train.update import lists
 from octo_exp.graph.train.update.channels import CRITERIA, kept_channels
 from octo_exp.graph.train.update.convolutions import LayerShape, UpdatableConv, UpdatableNet, backbone
@@ -81,7 +81,7 @@ class SparseUpdate:
             for index in range(len(shapes))
         )
 
-    def resolve(self, convs: Sequence[UpdatableConv]) -> list[Any]:
+    def resolve(self, convs: Sequence[UpdatableConv]) -> list[Update]:
         """Return the `update` of each convolution, the kept channels chosen from its present weights."""
         rules = self.rules([LayerShape.of(conv) for conv in convs])
         return [self._update(index, conv, rule) for index, (conv, rule) in enumerate(zip(convs, rules, strict=True))]
@@ -149,7 +149,7 @@ class SparseUpdate:
                 )
         return [int(shapes[index].in_channels * ratio) for index, ratio in zip(layers, ratios, strict=True)]
 
-    def _update(self, index: int, conv: UpdatableConv, rule: LayerRule) -> Any:
+    def _update(self, index: int, conv: UpdatableConv, rule: LayerRule) -> Update:
         kept = None
         if 0 < rule.kept < conv.in_channels:
             depthwise = LayerShape.of(conv).depthwise

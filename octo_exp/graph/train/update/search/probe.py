@@ -143,7 +143,8 @@ class Prober:
 
     def _classify(self, features: Tensor) -> Tensor:
         """What the head is given -> logits, as the network's own forward pass ends."""
-        return self._net.head(features).flatten(1)
+        logits: Tensor = self._net.head(features)
+        return logits.flatten(1)
 
     @torch.no_grad()
     def _features(self, batches: list[Batch]) -> list[Batch]:

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.files import fetch
+from octo_exp.cli import fetch
 from octo_exp.graph.files.released import graph_file
 from tests.configs import CONF
 
