@@ -3,10 +3,13 @@
 import copy
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -33,8 +36,23 @@ def target_of(group: str, option: str) -> str:
 
 
 def compose_copy(root: str | None, *overrides: str) -> DictConfig:
-    """What Hydra composes of `conf/`, a root config or none; composed once a process, copied for each caller."""
-    return copy.deepcopy(_composed_once(root, overrides))
+    """What Hydra composes of `conf/`, a root config or none: its groups once a process, values laid over a copy.
+
+    A fifth of the suite's time would be compositions of the same groups; values are laid over as Hydra does it.
+    """
+    values = [override for override in overrides if _is_value(override)]
+    if any(override.startswith(("+", "~")) for override in overrides):
+        # They may be about the same keys: in their order.
+        values = []
+    groups = tuple(override for override in overrides if override not in values)
+    cfg = copy.deepcopy(_composed_once(root, groups))
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+    return cfg
+
+
+def _is_value(override: str) -> bool:
+    key = override.partition("=")[0]
+    return re.fullmatch(r"(?!hydra\b)\w+(\.\w+)*", key) is not None and not (CONF / key).is_dir()
 
 
 @functools.cache
