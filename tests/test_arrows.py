@@ -75,7 +75,7 @@ EXTRA = {
 # Within a wing: folder -> folders of it that it may import; "." are the files that lie directly in the room.
 WINGS: dict[str, dict[str, set[str]]] = {
     "graph": {".": set(), **{inner: {"."} for inner in ("files", "calibrate", "train", "integers")}},
-    "kernels": {".": {"plain"}, "plain": {"."}, "cpu": {".", "plain"}, "triton": {".", "plain"}},
+    "kernels": {".": {"plain", "cpu", "triton"}, **{inner: {".", "plain"} for inner in ("plain", "cpu", "triton")}},
     "exports": {
         ".": {"formats"},
         "formats": {".", "onnx", "c99", "text"},
@@ -94,9 +94,8 @@ WINGS: dict[str, dict[str, set[str]]] = {
 }
 # Names of files that stand in several folders: the same thing in parallel wings.
 PARALLEL = {
+    "backend": {"kernels", "kernels/cpu", "kernels/triton"},
     "conv": {"kernels/cpu", "kernels/triton"},
-    "elementwise": {"kernels/cpu", "kernels/plain"},
-    "fused": {"kernels", "kernels/cpu", "kernels/triton"},
     "verify": {"exports/c99", "exports/onnx"},
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.ops import products
+from octo_exp.kernels.ops import backend
 from tests.run_helpers import OCTO, SMALL, go
 
 
@@ -48,7 +48,7 @@ def test_the_folder_holds_what_a_run_leaves(octo):
     assert results["kernel"] == "torch"
     assert results["quantized_layers"] == ["classifier.0"]
     assert results["float_layers"] == {"features.0": "quant.skip: first", "classifier.2": "quant.skip: last"}
-    assert results["int8_products"] == products("torch", "cpu")
+    assert results["int8_products"] == backend("torch", "cpu").multiplier
     assert 0.9 < results["quant/min_g_cosine"] <= 1.0
 
 

@@ -21,8 +21,8 @@ from octo_exp.base.errors import UserError
 from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build
+from octo_exp.kernels import int8
 from octo_exp.kernels.cpu import loops, noise
-from octo_exp.kernels.plain import torch_int8
 
 LOOPS = (
     "quantize",
@@ -63,7 +63,7 @@ def profile(subject: Subject, *, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         spent: dict[str, float] = defaultdict(float)
         with ExitStack() as stack:
-            stack.enter_context(_timed(torch_int8, "matmul", "int8 GEMM", spent))
+            stack.enter_context(_timed(int8, "matmul", "int8 GEMM", spent))
             for name in LOOPS:
                 owner = loops if hasattr(loops, name) else noise
                 stack.enter_context(_timed(owner, name, f"loop {name}", spent))

@@ -22,17 +22,18 @@ from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
-from octo_exp.kernels import fused, ops
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import Backend, ConvGeometry, backend
 from octo_exp.workload import Epilogue
+
+_PLAIN = backend("reference", "cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One kernel on one shape: `run(impl)`, and its work, in operations (a multiply-add is 2) or bytes."""
+    """One kernel on one shape: `run(backend)`, and its work, in operations (a multiply-add is 2) or bytes."""
 
     name: str
-    run: Callable[[str], Any]
+    run: Callable[[Backend], Any]
     operations: int = 0
     bytes: int = 0
 
@@ -56,28 +57,24 @@ def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
     steps = Epilogue(relu=True, pool=2 if min(oh, ow) > 1 else 1)
     floats = x.float()
     y = g.float()
-    mask = fused.activate(y, steps, impl="reference")[1]
+    mask = _PLAIN.activate(y, steps)[1]
     pooled = torch.randn(n, o, oh // steps.pool, ow // steps.pool).contiguous(memory_format=torch.channels_last)
     zero = torch.zeros(())
 
-    def output(impl: str) -> Any:
-        return fused.int8_conv2d_scaled(
-            x, weight, geometry, pad_value=0, scale=scale, offset=None, steps=steps, impl=impl
-        )
+    def output(on: Backend) -> Any:
+        return on.conv2d_scaled(x, weight, geometry, pad_value=0, scale=scale, offset=None, steps=steps)
 
-    def grad_weight(impl: str) -> Any:
-        return fused.int8_conv2d_grad_weight_scaled(
-            x, g, kernel, geometry, pad_value=0, scale=scale, offset=None, impl=impl
-        )
+    def grad_weight(on: Backend) -> Any:
+        return on.conv2d_grad_weight_scaled(x, g, kernel, geometry, pad_value=0, scale=scale, offset=None)
 
-    def grad_input(impl: str) -> Any:
-        return fused.int8_conv2d_grad_input_scaled(g, weight, (h, w), geometry, scale=scale, impl=impl)
+    def grad_input(on: Backend) -> Any:
+        return on.conv2d_grad_input_scaled(g, weight, (h, w), geometry, scale=scale)
 
-    def quantize(impl: str) -> Any:
-        return fused.quantize(floats, scale, zero, q_min=-127, q_max=127, impl=impl)
+    def quantize(on: Backend) -> Any:
+        return on.quantize(floats, scale, zero, q_min=-127, q_max=127)
 
-    def spread(impl: str) -> Any:
-        return None if mask is None else fused.spread(pooled, mask, steps, (oh, ow), impl=impl)
+    def spread(on: Backend) -> Any:
+        return None if mask is None else on.spread(pooled, mask, steps, (oh, ow))
 
     cases = [
         Case(name=f"{name} output + ReLU + pool", run=output, operations=work),
@@ -114,17 +111,16 @@ def compiled_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Cas
     steps, size = Epilogue(relu=True, pool=2), 4 * y.numel() + 5 * y.numel() // 4
     zero = torch.zeros(())
 
-    def quantize(impl: str) -> Any:
-        options = {"q_min": -127, "q_max": 127}
-        return quick_quantize(x) if impl != "reference" else fused.quantize(x, scale, zero, impl=impl, **options)
+    def quantize(on: Backend) -> Any:
+        return on.quantize(x, scale, zero, q_min=-127, q_max=127) if on is _PLAIN else quick_quantize(x)
 
-    def activate(impl: str) -> Any:
-        return quick_activate(y)[0] if impl != "reference" else fused.activate(y, steps, impl=impl)[0]
+    def activate(on: Backend) -> Any:
+        return on.activate(y, steps)[0] if on is _PLAIN else quick_activate(y)[0]
 
     return [
         Case(name=f"{name} quantise x, torch.compile", run=quantize, bytes=5 * x.numel()),
         Case(name=f"{name} ReLU + pool, torch.compile", run=activate, bytes=size),
-        Case(name=f"{name} ReLU + pool", run=lambda impl: fused.activate(y, steps, impl=impl)[0], bytes=size),
+        Case(name=f"{name} ReLU + pool", run=lambda on: on.activate(y, steps)[0], bytes=size),
     ]
 
 
@@ -142,18 +138,17 @@ def layers(overrides: Sequence[str], batch_size: int) -> list[tuple[str, nn.Conv
     return [(name, conv, (batch_size, *shape[1:])) for name, conv, shape in found[1:]]
 
 
-def _matmul(a: Tensor, b: Tensor, impl: str, _: str) -> Tensor:
-    """Multiply by `impl`, whichever is asked for."""
-    return ops.int8_matmul(a, b, impl=impl)
+def _matmul(a: Tensor, b: Tensor, on: Backend) -> Tensor:
+    return on.int8_matmul(a, b)
 
 
-def ceilings(impl: str) -> list[Case]:
+def ceilings() -> list[Case]:
     """Return what the others are held against: well-shaped int8 GEMMs, a copy of 32 MiB."""
     cases = []
     for m, k, n in ((4096, 4096, 4096), (4096, 4096, 512), (2048, 2304, 512), (8192, 2304, 256)):
         a, b = codes(m, k), codes(n, k).t()
-        run = functools.partial(_matmul, a, b, impl)
-        cases.append(Case(name=f"int8 GEMM {m} x {k} x {n}", run=run, operations=2 * m * k * n))
+        name, work = f"int8 GEMM {m} x {k} x {n}", 2 * m * k * n
+        cases.append(Case(name=name, run=functools.partial(_matmul, a, b), operations=work))
     source = torch.empty(2**23)
     target = torch.empty_like(source)
     return [*cases, Case(name="copy 32 MiB", run=lambda _: target.copy_(source), bytes=2 * 4 * 2**23)]
@@ -161,7 +156,7 @@ def ceilings(impl: str) -> list[Case]:
 
 def check(case: Case, impl: str) -> None:
     """Raise UserError where the kernel does not give what the plain torch form gives."""
-    fast, slow = case.run(impl), case.run("reference")
+    fast, slow = case.run(backend(impl, "cpu")), case.run(_PLAIN)
     pairs = zip(fast, slow, strict=True) if isinstance(fast, tuple) else [(fast, slow)]
     if not all((a is None and b is None) or torch.equal(a, b) for a, b in pairs):
         raise FailedError(f"{case.name}: kernel={impl} differs from the reference: nothing is printed")
@@ -180,8 +175,8 @@ def measure(
         cases = [*compiled_cases(*found[0]), *cases]
         for case in cases[:2]:
             check(case, impl)
-    top = ceilings(impl)
-    steps = {case.name: (lambda case=case: case.run(impl)) for case in [*top, *cases]}
+    top, on = ceilings(), backend(impl, "cpu")
+    steps = {case.name: (lambda case=case: case.run(on)) for case in [*top, *cases]}
     medians = {name: statistics.median(values) for name, values in alternate(steps, warmup=2, rounds=rounds).items()}
     rates = {case.name: (case.operations or case.bytes) / medians[case.name] / 1e6 for case in [*top, *cases]}
     rows = []

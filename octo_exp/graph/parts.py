@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 
 # Below this weight scale a channel computes nothing: QAS would divide by its square.
 DEAD_SCALE = 1e-5

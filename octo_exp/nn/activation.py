@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from octo_exp.kernels import fused
+from octo_exp.kernels import ops
 from octo_exp.nn.eager import eager
 from octo_exp.workload import Account, Epilogue, leaving
 
@@ -18,7 +18,7 @@ class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, steps: Epilogue, impl: str) -> Tensor:
         """Return ReLU and pooling of y."""
-        out, mask = fused.activate(y, steps, impl=impl)
+        out, mask = ops.backend(impl, y.device.type).activate(y, steps)
         ctx.steps, ctx.impl, ctx.size = steps, impl, tuple(y.shape[2:])
         ctx.save_for_backward(mask)
         return out
@@ -28,9 +28,10 @@ class _Activate(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient where it passed."""
         (mask,) = ctx.saved_tensors
-        g = fused.mask_gradient(g, mask, ctx.steps, impl=ctx.impl)
+        backend = ops.backend(ctx.impl, g.device.type)
+        g = backend.mask_gradient(g, mask, ctx.steps)
         if ctx.steps.pool > 1:
-            g = fused.spread(g, mask, ctx.steps, ctx.size, impl=ctx.impl)
+            g = backend.spread(g, mask, ctx.steps, ctx.size)
         return g, None, None
 
 

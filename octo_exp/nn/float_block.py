@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from octo_exp.kernels import fused
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels import ops
 from octo_exp.kernels.plain import float_gemm
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
@@ -27,7 +26,7 @@ class _FloatConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, block: "FloatConv2d") -> Tensor:
         """Compute the block's output."""
-        y, mask = fused.float_conv2d(x, w, bias, block.geometry, block.steps, impl=block.impl)
+        y, mask = ops.backend(block.impl, x.device.type).float_conv2d(x, w, bias, block.geometry, block.steps)
         ctx.block, ctx.x_shape, ctx.w_shape = block, x.shape, w.shape
         needs_dx, needs_dw, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_dw else None, w if needs_dx else None, mask)
@@ -38,15 +37,15 @@ class _FloatConv(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, w and bias."""
         x, w, mask = ctx.saved_tensors
-        geometry, steps, impl = ctx.block.geometry, ctx.block.steps, ctx.block.impl
+        geometry, steps, backend = ctx.block.geometry, ctx.block.steps, ops.backend(ctx.block.impl, g.device.type)
         g = g.float().contiguous(memory_format=torch.channels_last)
-        g = g if mask is None else fused.mask_gradient(g, mask, steps, impl=impl)
+        g = g if mask is None else backend.mask_gradient(g, mask, steps)
         dx = dw = None
         if ctx.needs_input_grad[1]:
-            dw = fused.float_conv2d_grad_weight(x, g, mask, steps, ctx.w_shape, geometry, impl=impl)
+            dw = backend.float_conv2d_grad_weight(x, g, mask, steps, ctx.w_shape, geometry)
         if ctx.needs_input_grad[0]:
             size = geometry.output_size(*ctx.x_shape[2:], tuple(ctx.w_shape[2:]))
-            whole = fused.spread(g, mask, steps, size, impl=impl) if steps is not None and steps.pool > 1 else g
+            whole = backend.spread(g, mask, steps, size) if steps is not None and steps.pool > 1 else g
             options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
             dx = conv2d_input(ctx.x_shape, w, whole, *options)
         return dx, dw, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
@@ -61,7 +60,7 @@ class FloatConv2d(nn.Conv2d):
         block = become(conv, cls)
         block.impl = impl
         block.steps: Epilogue | None = None
-        block.geometry = ConvGeometry(
+        block.geometry = ops.ConvGeometry(
             stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
         )
         return block

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from octo_exp.kernels import fused
 from octo_exp.nn.three_gemms import Op
 from octo_exp.quant.operand import Quantizer
 from octo_exp.quant.qtensor import QTensor
@@ -76,7 +75,7 @@ def compute_output(
         return op.output(xq.values, wq.values, pad_value=pad, scale=scale, offset=offset, steps=epilogue)
     y = op.float_output(_as_float(x, xq, precision), _as_float(w, wq, precision)).float()
     y = y if offset is None else y + op.per_channel(offset)
-    return (y, None) if epilogue is None else fused.activate(y, epilogue, impl=op.impl)
+    return (y, None) if epilogue is None else op.backend(y).activate(y, epilogue)
 
 
 def compute_grad_input(gemms: Gemms, g: Tensor, gq: QTensor | None, w: Any, x_shape: torch.Size) -> Tensor:
@@ -178,14 +177,14 @@ class Gradient:
         if mask is not None:
             # A linear layer's mask has rows, whatever the rank of its output.
             rows = g if mask.dim() == g.dim() else self.op.rows(g)
-            g = fused.mask_gradient(rows, mask, self.epilogue, impl=self.op.impl).reshape(g.shape)
+            g = self.op.backend(g).mask_gradient(rows, mask, self.epilogue).reshape(g.shape)
         self.compact = g
         self._codes: tuple[Tensor, QTensor] | None = None
 
     def _spread(self, t: Tensor) -> Tensor:
         if self.epilogue is None or self.epilogue.pool == 1:
             return t
-        return fused.spread(t, self.mask, self.epilogue, self.size, impl=self.op.impl)
+        return self.op.backend(t).spread(t, self.mask, self.epilogue, self.size)
 
     def sum_to(self, shape: torch.Size) -> Tensor:
         """Return the gradient of the offset, [O] or [O, OH, OW]."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly
 from octo_exp.nn.become import become
 from octo_exp.nn.eager import eager

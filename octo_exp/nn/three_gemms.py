@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.kernels import fused, ops
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels import ops
 from octo_exp.kernels.plain import float_gemm
 from octo_exp.workload import Epilogue
 
@@ -24,6 +23,10 @@ class GemmOp:
 
     impl: str
 
+    def backend(self, t: Tensor) -> ops.Backend:
+        """Return the kernels of the device on which t lies."""
+        return ops.backend(self.impl, t.device.type)
+
     def weight_sums(self, w: Tensor) -> Tensor:
         """[O, ...] int8 -> [O] int64, exact: the sum of every output channel's codes."""
         return self.row_sums(w.flatten(1) if w.dim() == 2 else w.permute(0, 2, 3, 1).flatten(1))
@@ -31,7 +34,7 @@ class GemmOp:
     def row_sums(self, t: Tensor) -> Tensor:
         """[M, K] int8 -> [M] int64, exact: a GEMM with ones is faster than a widening reduction."""
         ones = torch.ones((t.shape[1], 1), dtype=torch.int8, device=t.device)
-        return ops.int8_matmul(t, ones, impl=self.impl).flatten().to(torch.int64)
+        return self.backend(t).int8_matmul(t, ones).flatten().to(torch.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +69,13 @@ class LinearOp(GemmOp):
         steps: Epilogue | None,
     ) -> tuple[Tensor, Tensor | None]:
         """(activated x @ w^T * scale + offset, mask); nothing is padded, so `pad_value` is not used."""
-        y, mask = fused.int8_matmul_scaled(self.rows(x), w.t(), scale, offset, steps, impl=self.impl)
+        y, mask = self.backend(x).matmul_scaled(self.rows(x), w.t(), scale, offset, steps)
         # No view, which an in-place operation may not change.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], w.shape[0])), mask
 
     def grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size, *, scale: Tensor) -> Tensor:
         """Return g @ w * scale, [..., I]."""
-        return fused.int8_matmul_scaled(self.rows(g), w, scale, None, impl=self.impl)[0].reshape(x_shape)
+        return self.backend(g).matmul_scaled(self.rows(g), w, scale, None)[0].reshape(x_shape)
 
     def grad_weight(
         self,
@@ -85,7 +88,7 @@ class LinearOp(GemmOp):
         offset: Tensor | None,
     ) -> Tensor:
         """Return g^T @ x * scale + offset (one a row), [O, I]."""
-        return fused.int8_matmul_grad_weight(self.rows(g), self.rows(x), scale, offset, impl=self.impl)
+        return self.backend(g).matmul_grad_weight(self.rows(g), self.rows(x), scale, offset)
 
     def float_output(self, x: Tensor, w: Tensor) -> Tensor:
         """Return x @ w^T, [..., O]."""
@@ -108,7 +111,7 @@ class LinearOp(GemmOp):
 class ConvOp(GemmOp):
     """x [N, C, H, W], w [O, C/G, KH, KW] -> [N, O, OH, OW]; tensors are channels-last in memory."""
 
-    geometry: ConvGeometry
+    geometry: ops.ConvGeometry
     channel_dim: ClassVar[int] = 1
 
     @staticmethod
@@ -137,14 +140,14 @@ class ConvOp(GemmOp):
         steps: Epilogue | None,
     ) -> tuple[Tensor, Tensor | None]:
         """(activated conv(x, w) * scale + offset, mask)."""
-        return fused.int8_conv2d_scaled(
-            x, w, self.geometry, pad_value=pad_value, scale=scale, offset=offset, steps=steps, impl=self.impl
+        return self.backend(x).conv2d_scaled(
+            x, w, self.geometry, pad_value=pad_value, scale=scale, offset=offset, steps=steps
         )
 
     def grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size, *, scale: Tensor) -> Tensor:
         """Return the transposed convolution of g, times scale."""
         size = (x_shape[2], x_shape[3])
-        return fused.int8_conv2d_grad_input_scaled(g, w, size, self.geometry, scale=scale, impl=self.impl)
+        return self.backend(g).conv2d_grad_input_scaled(g, w, size, self.geometry, scale=scale)
 
     def grad_weight(
         self,
@@ -158,8 +161,8 @@ class ConvOp(GemmOp):
     ) -> Tensor:
         """Return the correlation of x with g, times scale, plus offset (one a channel), [O, C/G, KH, KW]."""
         kernel = (w_shape[2], w_shape[3])
-        return fused.int8_conv2d_grad_weight_scaled(
-            x, g, kernel, self.geometry, pad_value=pad_value, scale=scale, offset=offset, impl=self.impl
+        return self.backend(x).conv2d_grad_weight_scaled(
+            x, g, kernel, self.geometry, pad_value=pad_value, scale=scale, offset=offset
         )
 
     def _float_args(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:

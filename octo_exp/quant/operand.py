@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.fused import quantize
+from octo_exp.kernels import ops
 from octo_exp.quant.clipping import ClipForm, Clipper
 from octo_exp.quant.qtensor import QTensor
 from octo_exp.quant.ranges import code_limits
@@ -100,9 +100,19 @@ class Quantizer(nn.Module, ABC):
         """Operations for each element that is quantised, clipping with them."""
         return QUANTIZE_OPS + (0 if self.clipper is None else self.clipper.operations)
 
-    def _codes(self, t: Tensor, scale: Tensor, zero_point: Tensor | None, **options: Tensor | int | None) -> Tensor:
+    def _codes(
+        self,
+        t: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        *,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
         zero = torch.zeros((), device=t.device) if zero_point is None else zero_point
-        return quantize(t, scale, zero, q_min=self.q_min, q_max=self.q_max, impl=self.impl, **options)
+        backend = ops.backend(self.impl, t.device.type)
+        return backend.quantize(t, scale, zero, q_min=self.q_min, q_max=self.q_max, low=low, high=high, seed=seed)
 
     @property
     def is_repeatable(self) -> bool:

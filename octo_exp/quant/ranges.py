@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octo_exp.kernels.plain.elementwise import dense_flat
+from octo_exp.kernels.ops import dense_flat
 
 # The smallest normal float32: an all-zero tensor gets it as its scale, so nothing divides by 0.
 TINY = float(torch.finfo(torch.float32).tiny)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octo_exp.graph.spec import BlockSpec, ConvSpec, Image, InputSpec, ModelSpec, PoolSpec, ResidualSpec
 from octo_exp.graph.train.constants import ConvConstants
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/tiny_training"

@@ -9,7 +9,7 @@ import torch
 from octo_exp.graph.train import cpu_backward, cpu_forward
 from octo_exp.graph.train.constants import ConvConstants
 from octo_exp.kernels.cpu import graph_depthwise, graph_loops
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 from tests.graph.helpers import Case, brute_force, conv_case
 from tests.graph.test_ops import run
 

@@ -13,7 +13,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.graph.train import chains, cpu_forward, cpu_layout, float_order, integer
 from octo_exp.graph.train.constants import ConvConstants, pack, unpack
 from octo_exp.graph.train.trained import EVERYTHING, Update
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 from tests.graph.helpers import GOLDEN, MODES, Case, brute_force, conv_case
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octo_exp.kernels import fused, ops
-from octo_exp.kernels.cpu import conv, elementwise
-from octo_exp.kernels.cpu import fused as cpu_fused
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels import int8, ops
+from octo_exp.kernels.cpu import backend as cpu_backend
+from octo_exp.kernels.cpu import conv
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.workload import Epilogue
 from tests.kernels.test_integers import CONVS, codes
 
@@ -36,9 +36,9 @@ def bits_equal(a: torch.Tensor | None, b: torch.Tensor | None) -> None:
         assert torch.equal(a, b)
 
 
-def both(operation: Any, *args: Any, **kwargs: Any) -> Any:
+def both(operation: str, *args: Any, **kwargs: Any) -> Any:
     """The compiled result, seen to equal the plain one."""
-    results = [operation(*args, **kwargs, impl=impl) for impl in ("torch", "reference")]
+    results = [getattr(ops.backend(impl, "cpu"), operation)(*args, **kwargs) for impl in ("torch", "reference")]
     pairs = zip(*results, strict=True) if isinstance(results[0], tuple) else [results]
     for a, b in pairs:
         bits_equal(a, b)
@@ -63,28 +63,28 @@ def all_three(case: Any, images: int = 3) -> list[torch.Tensor]:
     scale, offset = torch.rand(w.shape[0]) * 1e-3, torch.randn(w.shape[0])
     steps = Epilogue(relu=True, pool=2)
     options = {"pad_value": -7, "scale": scale, "offset": offset}
-    y = both(fused.int8_conv2d_scaled, x, w, geometry, **options, steps=steps)
-    dx = both(fused.int8_conv2d_grad_input_scaled, g, w, tuple(x.shape[2:]), geometry, scale=scale[0])
+    y = both("conv2d_scaled", x, w, geometry, **options, steps=steps)
+    dx = both("conv2d_grad_input_scaled", g, w, tuple(x.shape[2:]), geometry, scale=scale[0])
     options["scale"] = scale[0]
-    return [*y, dx, both(fused.int8_conv2d_grad_weight_scaled, x, g, tuple(w.shape[2:]), geometry, **options)]
+    return [*y, dx, both("conv2d_grad_weight_scaled", x, g, tuple(w.shape[2:]), geometry, **options)]
 
 
 def test_every_operation_has_a_compiled_form():
     names = ["quantize", "activate", "mask_gradient", "spread", "matmul_scaled", "scale_rows", "conv2d_scaled"]
     names += ["conv2d_grad_input_scaled", "conv2d_grad_weight_scaled", "float_conv2d_grad_weight", "matmul_grad_weight"]
-    assert all(fused._compiled("torch", "cpu", name) is getattr(cpu_fused, name) for name in names)
+    assert set(names) <= vars(type(ops.backend("torch", "cpu"))).keys()
 
 
 @pytest.mark.parametrize("case", [*CONVS, *WIDTHS], ids=str)
 def test_convolutions_with_every_epilogue_and_offset(case):
     x, w, _, geometry = convolution(case)
     outputs, size = w.shape[0], geometry.output_size(x.shape[2], x.shape[3], w.shape[2:])
-    acc = ops.int8_conv2d(x, w, geometry, pad_value=-7, impl="reference")
+    acc = ops.backend("reference", "cpu").int8_conv2d(x, w, geometry, pad_value=-7)
     scales = torch.tensor(3e-4), torch.rand(outputs) * 1e-3
     offsets = None, torch.randn(outputs), torch.randn(outputs, *size)
     for (scale, offset), steps in itertools.product(itertools.product(scales, offsets), STEPS):
         options = {"pad_value": -7, "scale": scale, "offset": offset, "steps": steps}
-        y, _ = both(fused.int8_conv2d_scaled, x, w, geometry, **options)
+        y, _ = both("conv2d_scaled", x, w, geometry, **options)
         assert y.is_contiguous(memory_format=torch.channels_last)
         if y.numel() > 0:
             plain = acc * scale.reshape(-1, 1, 1)
@@ -95,11 +95,11 @@ def test_convolutions_with_every_epilogue_and_offset(case):
 @pytest.mark.parametrize("case", [*CONVS, *WIDTHS], ids=str)
 def test_gradients_of_convolutions(case):
     x, w, g, geometry = convolution(case)
-    dx = both(fused.int8_conv2d_grad_input_scaled, g, w, tuple(x.shape[2:]), geometry, scale=torch.tensor(3e-4))
+    dx = both("conv2d_grad_input_scaled", g, w, tuple(x.shape[2:]), geometry, scale=torch.tensor(3e-4))
     assert dx.shape == x.shape
     for pad, offset in itertools.product((0, -128, 127), (None, torch.randn(w.shape[0]))):
         options = {"pad_value": pad, "scale": torch.tensor(3e-4), "offset": offset}
-        dw = both(fused.int8_conv2d_grad_weight_scaled, x, g, tuple(w.shape[2:]), geometry, **options)
+        dw = both("conv2d_grad_weight_scaled", x, g, tuple(w.shape[2:]), geometry, **options)
         assert dw.shape == w.shape
 
 
@@ -108,8 +108,8 @@ def test_every_pad_value(channels):
     x, w, g, geometry = convolution((channels, 2, (3, 3), (3, 3), ConvGeometry(padding=(1, 1))))
     options = {"scale": torch.tensor(1.0), "offset": None}
     for pad in (torch.tensor(-5, dtype=torch.int32), *range(-128, 128)):
-        both(fused.int8_conv2d_scaled, x, w, geometry, pad_value=pad, **options, steps=None)
-        both(fused.int8_conv2d_grad_weight_scaled, x, g, (3, 3), geometry, pad_value=pad, **options)
+        both("conv2d_scaled", x, w, geometry, pad_value=pad, **options, steps=None)
+        both("conv2d_grad_weight_scaled", x, g, (3, 3), geometry, pad_value=pad, **options)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
@@ -122,12 +122,12 @@ def test_operands_may_have_any_layout(layout):
         return t.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
     options = {"pad_value": 3, "scale": torch.tensor(1e-3), "offset": torch.randn(9)}
-    plain = fused.int8_conv2d_scaled(x, w, geometry, **options, steps=STEPS[3], impl="reference")
-    laid_out = both(fused.int8_conv2d_scaled, laid(x), laid(w), geometry, **options, steps=STEPS[3])
+    plain = ops.backend("reference", "cpu").conv2d_scaled(x, w, geometry, **options, steps=STEPS[3])
+    laid_out = both("conv2d_scaled", laid(x), laid(w), geometry, **options, steps=STEPS[3])
     for a, b in zip(laid_out, plain, strict=True):
         bits_equal(a, b)
-    both(fused.int8_conv2d_grad_input_scaled, laid(g), laid(w), (8, 7), geometry, scale=torch.tensor(1e-3))
-    both(fused.int8_conv2d_grad_weight_scaled, laid(x), laid(g), (3, 3), geometry, **options)
+    both("conv2d_grad_input_scaled", laid(g), laid(w), (8, 7), geometry, scale=torch.tensor(1e-3))
+    both("conv2d_grad_weight_scaled", laid(x), laid(g), (3, 3), geometry, **options)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (1, 7, 63), (63, 65, 7), (16, 16, 65), (65, 1, 16)])
@@ -135,20 +135,20 @@ def test_products_and_their_weight_gradient(m, k, n):
     a, b = codes(m, k), codes(k, n, seed=1)
     for scale, offset in itertools.product((torch.tensor(3e-4), torch.rand(n)), (None, torch.randn(n))):
         for steps in STEPS[:2]:
-            both(fused.int8_matmul_scaled, a, b, scale, offset, steps)
-            both(fused.int8_matmul_scaled, a.t().contiguous().t(), b.t().contiguous().t(), scale, offset, steps)
+            both("matmul_scaled", a, b, scale, offset, steps)
+            both("matmul_scaled", a.t().contiguous().t(), b.t().contiguous().t(), scale, offset, steps)
     for offset in (None, torch.randn(n)):
-        dw = both(fused.int8_matmul_grad_weight, codes(m, n, seed=2), a, torch.tensor(3e-4), offset)
+        dw = both("matmul_grad_weight", codes(m, n, seed=2), a, torch.tensor(3e-4), offset)
         assert dw.shape == (n, k)
 
 
 def split(case: Any, monkeypatch: pytest.MonkeyPatch, column_bytes: int) -> tuple[list[torch.Tensor], list[Any]]:
     """(the results with so many bytes of columns, the columns that were made)."""
     made: list[Any] = []
-    original = conv._Columns.__init__
+    original = conv.Columns.__init__
     with monkeypatch.context() as patch:
         patch.setattr(conv, "CHUNK_BYTES", column_bytes)
-        patch.setattr(conv._Columns, "__init__", lambda self, *a: (original(self, *a), made.append(self))[0])
+        patch.setattr(conv.Columns, "__init__", lambda self, *a: (original(self, *a), made.append(self))[0])
         return all_three(case, images=7), made
 
 
@@ -157,8 +157,7 @@ def test_chunks_change_nothing_and_keep_the_columns_small(case, monkeypatch):
     torch.manual_seed(1)
     whole, columns = split(case, monkeypatch, 2**30)
     assert [len(c.chunks) for c in columns] == [1, 1, 1]
-    widths = [c.kernel[0] * c.kernel[1] * c.t.shape[3] for c in columns]
-    image_bytes = [c.positions * width for c, width in zip(columns, widths, strict=True)]
+    image_bytes = [c.positions * c._buffer.shape[1] for c in columns]
     for images in (1, 2, 3, 6):
         torch.manual_seed(1)
         parts, columns = split(case, monkeypatch, images * max(image_bytes))
@@ -175,9 +174,9 @@ def test_chunks_change_nothing_and_keep_the_columns_small(case, monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_linear_weight_gradient_may_come_in_parts(rows, monkeypatch):
-    monkeypatch.setattr(cpu_fused, "ACCUMULATOR_BYTES", rows * 4 * 9)
+    monkeypatch.setattr(cpu_backend, "ACCUMULATOR_BYTES", rows * 4 * 9)
     g, x, offset = codes(7, 5), codes(7, 9, seed=1), torch.randn(5)
-    both(fused.int8_matmul_grad_weight, g, x, torch.tensor(3e-4), offset)
+    both("matmul_grad_weight", g, x, torch.tensor(3e-4), offset)
 
 
 def test_chunks_stay_within_the_bytes(monkeypatch):
@@ -194,7 +193,7 @@ def test_threads_change_no_bit():
         for count in (1, 2):
             torch.set_num_threads(count)
             torch.manual_seed(1)
-            q = fused.quantize(t, torch.tensor(0.02), torch.tensor(0.0), q_min=-127, q_max=127, impl="torch")
+            q = ops.backend("torch", "cpu").quantize(t, torch.tensor(0.02), torch.tensor(0.0), q_min=-127, q_max=127)
             results.append([q, *all_three(case)])
     finally:
         torch.set_num_threads(threads)
@@ -221,16 +220,16 @@ class _Poisoned:
 
 @pytest.mark.parametrize("case", WIDTHS, ids=str)
 def test_what_fresh_memory_holds_changes_nothing(case, monkeypatch):
-    for module in (conv, elementwise):
+    for module in (conv, cpu_backend, int8):
         monkeypatch.setattr(module, "torch", _Poisoned())
     all_three(case)
     y = torch.randn(2, 9, 7, 8)
     for steps in STEPS[1:]:
-        _, mask = both(fused.activate, y, steps)
+        _, mask = both("activate", y, steps)
         g = torch.randn(2, 9, 7 // steps.pool, 8 // steps.pool)
-        both(fused.mask_gradient, g, mask, steps)
+        both("mask_gradient", g, mask, steps)
         if steps.pool > 1:
-            both(fused.spread, g, mask, steps, (7, 8))
-    both(fused.int8_matmul_scaled, codes(7, 9), codes(9, 5), torch.tensor(0.1), None, STEPS[1])
-    both(fused.int8_matmul_grad_weight, codes(7, 9), codes(7, 5), torch.tensor(0.1), None)
-    both(fused.quantize, y, torch.tensor(0.1), torch.tensor(0.0), q_min=-127, q_max=127)
+            both("spread", g, mask, steps, (7, 8))
+    both("matmul_scaled", codes(7, 9), codes(9, 5), torch.tensor(0.1), None, STEPS[1])
+    both("matmul_grad_weight", codes(7, 9), codes(7, 5), torch.tensor(0.1), None)
+    both("quantize", y, torch.tensor(0.1), torch.tensor(0.0), q_min=-127, q_max=127)

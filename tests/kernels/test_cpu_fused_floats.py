@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octo_exp.kernels import fused, ops
+from octo_exp.kernels import ops
 from octo_exp.kernels.cpu import conv
-from octo_exp.kernels.cpu import fused as cpu_fused
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.workload import Epilogue
 from tests.kernels.test_cpu_fused import STEPS, WIDTHS, bits_equal, both, steps_of
 from tests.kernels.test_integers import CONVS
@@ -32,19 +31,19 @@ def test_quantized_codes_of_every_layout(layout, shape):
     limits = {"q_min": -128, "q_max": 127}
     bounds = {"low": torch.tensor(-1.0), "high": torch.tensor(0.7)}
     for zero, extra in itertools.product((0.0, -128.0, 37.0), ({}, bounds)):
-        q = both(fused.quantize, t, torch.tensor(0.0123), torch.tensor(zero), **limits, **extra)
+        q = both("quantize", t, torch.tensor(0.0123), torch.tensor(zero), **limits, **extra)
         assert q.stride() == torch.empty_like(t).stride()
 
 
 @pytest.mark.parametrize("numel", [1, 7, 16, 63, 65, 16_384, 16_385, 65_537])
 def test_quantized_codes_of_every_size(numel):
     t = torch.randn(numel)
-    both(fused.quantize, t, torch.tensor(0.0123), torch.tensor(0, dtype=torch.int32), q_min=-7, q_max=7)
+    both("quantize", t, torch.tensor(0.0123), torch.tensor(0, dtype=torch.int32), q_min=-7, q_max=7)
 
 
 def test_halves_go_to_the_even_code_and_the_ends_saturate():
     t = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0, float("inf"), -float("inf"), 1e38])
-    q = both(fused.quantize, t, torch.tensor(1.0), torch.tensor(0.0), q_min=-127, q_max=127)
+    q = both("quantize", t, torch.tensor(1.0), torch.tensor(0.0), q_min=-127, q_max=127)
     assert q.tolist() == [0, 2, 2, 0, -2, 127, -127, 127, -127, 127]
 
 
@@ -54,13 +53,13 @@ def test_quantized_codes_with_a_scale_a_row(shape):
     scale = torch.rand(shape[0], *[1] * (len(shape) - 1)) + 0.01
     for given in (t, t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.t().contiguous().t()):
         for zero in (0.0, 3.0):
-            both(fused.quantize, given, scale, torch.tensor(zero), q_min=-127, q_max=127)
+            both("quantize", given, scale, torch.tensor(zero), q_min=-127, q_max=127)
 
 
 @pytest.mark.parametrize("scale_shape", [(5,), (1, 5)])
 def test_a_scale_a_column_is_not_one_a_row(scale_shape):
     scale = torch.rand(scale_shape) + 0.01
-    both(fused.quantize, torch.randn(5, 5), scale, torch.tensor(0.0), q_min=-127, q_max=127)
+    both("quantize", torch.randn(5, 5), scale, torch.tensor(0.0), q_min=-127, q_max=127)
 
 
 @pytest.mark.parametrize("channels", [1, 7, 8, 16, 63, 65])
@@ -69,27 +68,27 @@ def test_activation_masks_and_spreading(steps, channels):
     generator = torch.Generator().manual_seed(0)
     for size in ((6, 6), (7, 8), (3, 3), (17, 3)):
         y = torch.randint(-3, 3, (2, channels, *size), generator=generator).float()
-        _, mask = both(fused.activate, y, steps)
+        _, mask = both("activate", y, steps)
         g = torch.randn(2, channels, size[0] // steps.pool, size[1] // steps.pool)
         for given in (g, g.contiguous(memory_format=torch.channels_last), g[:, :1].expand_as(g)):
-            both(fused.mask_gradient, given, mask, steps)
+            both("mask_gradient", given, mask, steps)
         if steps.pool > 1:
             for t in (g, torch.randint(-128, 128, g.shape, dtype=torch.int8)):
-                both(fused.spread, t, mask, steps, size)
+                both("spread", t, mask, steps, size)
 
 
 @pytest.mark.parametrize("shape", [(7,), (1, 9), (5, 65), (2, 3, 16)])
 def test_activation_of_rows(shape):
     y = torch.randn(shape)
-    _, mask = both(fused.activate, y, Epilogue(relu=True))
-    both(fused.mask_gradient, torch.randn(shape), mask, Epilogue(relu=True))
+    _, mask = both("activate", y, Epilogue(relu=True))
+    both("mask_gradient", torch.randn(shape), mask, Epilogue(relu=True))
 
 
 def test_nan_passes_the_epilogue():
     y = torch.randn(2, 9, 6, 6)
     y[0, 3, 2, 2] = y[1, 8, 5, 5] = float("nan")
     for steps in STEPS[1:]:
-        compiled, plain = (fused.activate(y, steps, impl=impl) for impl in ("torch", "reference"))
+        compiled, plain = (ops.backend(impl, "cpu").activate(y, steps) for impl in ("torch", "reference"))
         assert compiled[0].isnan().sum() == 2
         bits_equal(compiled[0].nan_to_num(99.0), plain[0].nan_to_num(99.0))
         bits_equal(compiled[1], plain[1])
@@ -106,16 +105,13 @@ def extremes(k: int, pair: tuple[int, int]) -> list[torch.Tensor]:
         return torch.full(shape, code, dtype=torch.int8)
 
     a, b = pair
-    options: dict[str, Any] = {"scale": one, "offset": None, "impl": "torch"}
-    padded = {"pad_value": 0, **options}
+    on, options = ops.backend("torch", "cpu"), {"pad_value": 0, "scale": one, "offset": None}
     return [
-        fused.int8_matmul_scaled(of(a, 2, k), of(b, k, 3), one, None, impl="torch")[0],
-        fused.int8_matmul_grad_weight(of(a, k, 2), of(b, k, 3), one, None, impl="torch"),
-        fused.int8_conv2d_scaled(of(a, 2, k, 1, 1), of(b, 3, k, 1, 1), plain, steps=None, **padded)[0],
-        fused.int8_conv2d_grad_input_scaled(
-            of(a, 2, k, 1, 1), of(b, k, 3, 1, 1), (1, 1), plain, scale=one, impl="torch"
-        ),
-        fused.int8_conv2d_grad_weight_scaled(of(a, 1, 2, 1, k), of(b, 1, 3, 1, k), (1, 1), plain, **padded),
+        on.matmul_scaled(of(a, 2, k), of(b, k, 3), one, None)[0],
+        on.matmul_grad_weight(of(a, k, 2), of(b, k, 3), one, None),
+        on.conv2d_scaled(of(a, 2, k, 1, 1), of(b, 3, k, 1, 1), plain, steps=None, **options)[0],
+        on.conv2d_grad_input_scaled(of(a, 2, k, 1, 1), of(b, k, 3, 1, 1), (1, 1), plain, scale=one),
+        on.conv2d_grad_weight_scaled(of(a, 1, 2, 1, k), of(b, 1, 3, 1, k), (1, 1), plain, **options),
     ]
 
 
@@ -133,7 +129,7 @@ def test_a_weight_gradient_is_exact_over_chunks(monkeypatch):
     monkeypatch.setattr(conv, "CHUNK_BYTES", 64 * 66 * 2 * 4)
     assert x.numel() // 2 <= ops.MAX_K
     options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
-    dw = both(fused.int8_conv2d_grad_weight_scaled, x, x, (1, 1), ConvGeometry(), **options)
+    dw = both("conv2d_grad_weight_scaled", x, x, (1, 1), ConvGeometry(), **options)
     assert dw.flatten().tolist() == [x.numel() // 2 * 128 * 128] * 4
 
 
@@ -141,26 +137,19 @@ def test_a_longer_weight_gradient_is_summed_in_int64():
     x = torch.full((4, 1, 256, 257), -128, dtype=torch.int8)
     assert x.numel() > ops.MAX_K
     options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
-    dw = both(fused.int8_conv2d_grad_weight_scaled, x, x, (1, 1), ConvGeometry(), **options)
+    dw = both("conv2d_grad_weight_scaled", x, x, (1, 1), ConvGeometry(), **options)
     assert dw.item() == float(torch.tensor(x.numel() * 128 * 128).float())
 
 
 def test_an_empty_batch_gives_an_empty_output():
     x, w = torch.empty(0, 3, 5, 5, dtype=torch.int8), torch.ones(4, 3, 3, 3, dtype=torch.int8)
     options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None, "steps": None}
-    assert both(fused.int8_conv2d_scaled, x, w, ConvGeometry(), **options)[0].shape == (0, 4, 3, 3)
+    assert both("conv2d_scaled", x, w, ConvGeometry(), **options)[0].shape == (0, 4, 3, 3)
 
 
 @pytest.mark.parametrize(("k", "compiled"), [(ops.MAX_K, True), (ops.MAX_K + 1, False)])
 def test_longer_sums_leave_the_compiled_path(k, compiled, monkeypatch):
-    called: list[str] = []
-
-    def watched(impl: str, device: str, name: str) -> Any:
-        form = getattr(cpu_fused, name)
-        return lambda *args: (called.append(name), form(*args))[1]
-
-    monkeypatch.setattr(fused, "_compiled", watched)
-    extremes(k, (1, 1))
+    plain: list[str] = []
     forms = [
         "matmul_scaled",
         "matmul_grad_weight",
@@ -168,7 +157,16 @@ def test_longer_sums_leave_the_compiled_path(k, compiled, monkeypatch):
         "conv2d_grad_input_scaled",
         "conv2d_grad_weight_scaled",
     ]
-    assert called == (forms if compiled else [])
+    for name in forms:
+        original = getattr(ops.Backend, name)
+
+        def watch(*args, _name=name, _original=original, **options):
+            plain.append(_name)
+            return _original(*args, **options)
+
+        monkeypatch.setattr(ops.Backend, name, watch)
+    extremes(k, (1, 1))
+    assert plain == ([] if compiled else forms)
 
 
 def args(geometry: ConvGeometry) -> tuple[Any, ...]:
@@ -201,7 +199,7 @@ def test_the_float_convolution_and_its_weight_gradient(case, impl, monkeypatch):
         exact_b = None if b is None else b.double()
         if steps is not None and min(geometry.output_size(*size, kernel)) < steps.pool:
             continue
-        y, mask = fused.float_conv2d(x, w, b, geometry, steps, impl=impl)
+        y, mask = ops.backend(impl, "cpu").float_conv2d(x, w, b, geometry, steps)
         weight = w.double().requires_grad_()
         exact = steps_of(F.conv2d(x.double(), weight, exact_b, *args(geometry)), steps)
         whole = F.conv2d(x.double().abs(), w.double().abs(), None if b is None else exact_b.abs(), *args(geometry))
@@ -211,11 +209,13 @@ def test_the_float_convolution_and_its_weight_gradient(case, impl, monkeypatch):
 
         g = torch.randn(y.shape)
         exact.backward(g.double())
-        sparse = g if mask is None else fused.mask_gradient(g, mask, steps, impl=impl)
-        dw = fused.float_conv2d_grad_weight(x, sparse, mask, steps, w.shape, geometry, impl=impl)
+        sparse = g if mask is None else ops.backend(impl, "cpu").mask_gradient(g, mask, steps)
+        dw = ops.backend(impl, "cpu").float_conv2d_grad_weight(x, sparse, mask, steps, w.shape, geometry)
         terms = whole.shape[0] * whole.shape[2] * whole.shape[3]
         spread = steps is not None and steps.pool > 1
-        dense = fused.spread(sparse, mask, steps, tuple(whole.shape[2:]), impl="reference") if spread else sparse
+        dense = (
+            ops.backend("reference", "cpu").spread(sparse, mask, steps, tuple(whole.shape[2:])) if spread else sparse
+        )
         sums = torch.nn.grad.conv2d_weight(x.double().abs(), w.shape, dense.double().abs(), *args(geometry))
         assert dw.shape == w.shape
         assert ((dw.double() - weight.grad).abs() <= sums * rounding(terms)).all()

@@ -1,8 +1,12 @@
 import torch
 
-from octo_exp.kernels import fused
-from octo_exp.kernels.ops import dequantize, quantize, scale_accumulator
+from octo_exp.kernels import ops
+from octo_exp.kernels.int8 import has_row_scales
+from octo_exp.kernels.ops import dequantize
 from octo_exp.kernels.plain import elementwise
+from octo_exp.kernels.plain.elementwise import scale_accumulator
+
+quantize = ops.backend("reference", "cpu").quantize
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -46,13 +50,13 @@ def test_a_scale_a_row_changes_no_draw():
 
 def test_row_scales_are_one_a_first_dimension():
     t = torch.randn(4, 4)
-    assert elementwise.has_row_scales(t, torch.ones(4, 1))
+    assert has_row_scales(t, torch.ones(4, 1))
     for scale in (torch.ones(4), torch.ones(1, 4), torch.ones(4, 4), torch.ones(1, 1), torch.tensor(1.0)):
-        assert not elementwise.has_row_scales(t, scale)
+        assert not has_row_scales(t, scale)
     # One a column: every implementation broadcasts it.
     columns, zero = torch.rand(4) + 0.1, torch.tensor(0.0)
     for impl in ("reference", "torch"):
-        out = fused.quantize(t, columns, zero, q_min=-127, q_max=127, impl=impl)
+        out = ops.backend(impl, "cpu").quantize(t, columns, zero, q_min=-127, q_max=127)
         assert torch.equal(out, (t / columns).round().to(torch.int8))
 
 

@@ -7,8 +7,8 @@ last place of the product, plus one of the result. What has no offset is equal b
 import pytest
 import torch
 
-from octo_exp.kernels import fused, ops
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels import ops
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.kernels.plain import philox
 from octo_exp.kernels.triton import autotune
 from octo_exp.workload import Epilogue
@@ -34,9 +34,9 @@ def on_device(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (63, 65, 7), (300, 4608, 129)])
 def test_matmul_on_the_device(impl, m, k, n):
     a, b = on_device(m, k), on_device(k, n, seed=1)
-    out = ops.int8_matmul(a, b, impl=impl)
+    out = ops.backend(impl, "cuda").int8_matmul(a, b)
     assert out.dtype == torch.int32
-    assert torch.equal(out, ops.int8_matmul(a, b, impl="reference"))
+    assert torch.equal(out, ops.backend("reference", "cuda").int8_matmul(a, b))
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -51,8 +51,8 @@ def test_convolutions_on_the_device(impl, case):
         ("int8_conv2d_grad_input", (g, w, size, geometry), {}),
         ("int8_conv2d_grad_weight", (x, g, kernel, geometry), {"pad_value": zero}),
     ):
-        op = getattr(ops, name)
-        assert torch.equal(op(*args, **options, impl=impl).long(), op(*args, **options, impl="reference").long()), name
+        out, oracle = (getattr(ops.backend(i, "cuda"), name)(*args, **options) for i in (impl, "reference"))
+        assert torch.equal(out.long(), oracle.long()), name
 
 
 def test_auto_is_triton_on_the_device():
@@ -89,23 +89,25 @@ def test_fused_convolutions_on_the_device(layer):
     out_size = geometry.output_size(*size, kernel)
     x, w, g = on_device(images, c, *size), on_device(o, c, *kernel, seed=1), on_device(images, o, *out_size, seed=2)
     scale, pad = torch.rand(o, 1, 1, device="cuda") * 1e-3, torch.tensor(-9, device="cuda")
-    acc = ops.int8_conv2d(x, w, geometry, pad_value=pad, impl="reference")
+    acc = ops.backend("reference", "cuda").int8_conv2d(x, w, geometry, pad_value=pad)
     for offset in (None, torch.randn(o, 1, 1, device="cuda"), torch.randn(o, *out_size, device="cuda")):
         flat = offset if offset is None or offset.shape[1] > 1 else offset.flatten()
-        options = {"pad_value": pad, "scale": scale.flatten(), "offset": flat, "impl": "triton"}
-        y, _ = fused.int8_conv2d_scaled(x, w, geometry, **options, steps=None)
+        options = {"pad_value": pad, "scale": scale.flatten(), "offset": flat}
+        y, _ = ops.backend("triton", "cuda").conv2d_scaled(x, w, geometry, **options, steps=None)
         assert_within_budget(y, acc, scale, offset)
-        active, mask = fused.int8_conv2d_scaled(x, w, geometry, **options, steps=Epilogue(relu=True))
+        active, mask = ops.backend("triton", "cuda").conv2d_scaled(x, w, geometry, **options, steps=Epilogue(relu=True))
         assert torch.equal(active, y.relu())
-        passed = fused.mask_gradient(torch.ones_like(y), mask, Epilogue(relu=True), impl="triton")
+        passed = ops.backend("triton", "cuda").mask_gradient(torch.ones_like(y), mask, Epilogue(relu=True))
         assert torch.equal(passed, (y > 0).float())
     single = scale.flatten()[0]
-    dx = fused.int8_conv2d_grad_input_scaled(g, w, size, geometry, scale=single, impl="triton")
-    assert_within_budget(dx, ops.int8_conv2d_grad_input(g, w, size, geometry, impl="reference"), single, None)
-    acc = ops.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad, impl="reference")
-    options = {"pad_value": pad, "scale": single, "impl": "triton"}
+    dx = ops.backend("triton", "cuda").conv2d_grad_input_scaled(g, w, size, geometry, scale=single)
+    assert_within_budget(
+        dx, ops.backend("reference", "cuda").int8_conv2d_grad_input(g, w, size, geometry), single, None
+    )
+    acc = ops.backend("reference", "cuda").int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad)
+    options = {"pad_value": pad, "scale": single}
     for offset in (None, torch.randn(o, device="cuda")):
-        dw = fused.int8_conv2d_grad_weight_scaled(x, g, kernel, geometry, **options, offset=offset)
+        dw = ops.backend("triton", "cuda").conv2d_grad_weight_scaled(x, g, kernel, geometry, **options, offset=offset)
         assert_within_budget(dw, acc, single, None if offset is None else offset.reshape(-1, 1, 1, 1))
 
 
@@ -113,8 +115,8 @@ def test_fused_convolutions_on_the_device(layer):
 def test_fused_products_on_the_device(m, k, n):
     a, b, scale = on_device(m, k), on_device(n, k, seed=1).t(), torch.rand(n, device="cuda") * 1e-3
     for offset in (None, torch.randn(n, device="cuda")):
-        y, _ = fused.int8_matmul_scaled(a, b, scale, offset, impl="triton")
-        assert_within_budget(y, ops.int8_matmul(a, b, impl="reference"), scale, offset)
+        y, _ = ops.backend("triton", "cuda").matmul_scaled(a, b, scale, offset)
+        assert_within_budget(y, ops.backend("reference", "cuda").int8_matmul(a, b), scale, offset)
 
 
 @pytest.mark.parametrize("blocks", autotune.TILES, ids=str)
@@ -134,8 +136,8 @@ def test_quantize_gives_the_cpus_codes_on_the_device(impl, seed):
     options = {"q_min": -128, "q_max": 127, "seed": seed}
     for layout in (t, t.contiguous(memory_format=torch.channels_last), t[:, :, ::2]):
         for scale in (torch.tensor(0.02), torch.rand(64, 1, 1, 1) + 0.01):
-            expected = fused.quantize(layout, scale, torch.tensor(3.0), **options, impl="reference")
-            out = fused.quantize(layout.cuda(), scale.cuda(), torch.tensor(3.0).cuda(), **options, impl=impl)
+            expected = ops.backend("reference", "cpu").quantize(layout, scale, torch.tensor(3.0), **options)
+            out = ops.backend(impl, "cuda").quantize(layout.cuda(), scale.cuda(), torch.tensor(3.0).cuda(), **options)
             assert torch.equal(out.cpu(), expected)
 
 
@@ -145,10 +147,12 @@ def test_noise_is_the_cpus_on_the_device():
 
 def test_blocks_are_timed_once_and_kept_on_the_device(tmp_path):
     a, b = on_device(300, 200), on_device(200, 100, seed=1)
-    ops.int8_matmul(a, b, impl="triton")
+    ops.backend("triton", "cuda").int8_matmul(a, b)
     path = tmp_path / "octo_exp" / "triton_blocks.json"
     written = path.read_text()
     assert "gemm|512x100x200" in written
     autotune._cache.cache_clear()
-    assert torch.equal(ops.int8_matmul(a, b, impl="triton"), ops.int8_matmul(a, b, impl="reference"))
+    assert torch.equal(
+        ops.backend("triton", "cuda").int8_matmul(a, b), ops.backend("reference", "cuda").int8_matmul(a, b)
+    )
     assert path.read_text() == written

@@ -7,13 +7,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from octo_exp.kernels import fused, ops
-from octo_exp.kernels.cpu import fused as cpu_fused
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels import ops
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.kernels.plain import elementwise, masks
 from octo_exp.kernels.triton import conv, gemm
-from octo_exp.kernels.triton import fused as triton_fused
 from octo_exp.kernels.triton.autotune import TILES
+from octo_exp.kernels.triton.backend import Triton
 from octo_exp.workload import Epilogue
 from tests.kernels.test_integers import CONVS, codes
 
@@ -29,7 +28,7 @@ def on_device(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def both(op, *args, **options):
     """Return `op` by triton; it must equal the plain form in value, type and layout."""
-    plain, fast = (op(*args, **options, impl=impl) for impl in ("reference", "triton"))
+    plain, fast = (getattr(ops.backend(impl, DEVICE), op)(*args, **options) for impl in ("reference", "triton"))
     pairs = zip(plain, fast, strict=True) if isinstance(plain, tuple) else [(plain, fast)]
     for expected, out in pairs:
         assert (expected is None) == (out is None)
@@ -53,12 +52,11 @@ def poison(monkeypatch):
         monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
 
 
-def test_triton_functions_have_the_signatures_of_the_cpus():
-    assert {name for name in triton_fused.__all__ if not hasattr(cpu_fused, name)} == set()
-    for name in triton_fused.__all__:
-        ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (triton_fused, cpu_fused))
-        assert [(p.kind, p.default) for p in ours.values()] == [(p.kind, p.default) for p in theirs.values()], name
-        assert fused._compiled("triton", DEVICE, name) is getattr(triton_fused, name)
+def test_triton_methods_have_the_signatures_of_the_plain_ones():
+    own = [name for name, value in vars(Triton).items() if inspect.isfunction(value)]
+    assert {"quantize", "matmul_scaled", "conv2d_scaled", "conv2d_grad_weight_scaled"} <= set(own)
+    for name in own:
+        assert inspect.signature(getattr(Triton, name)) == inspect.signature(getattr(ops.Backend, name)), name
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (1, 7, 63), (63, 65, 7), (65, 16, 65), (16, 130, 16)])
@@ -67,21 +65,21 @@ def test_triton_product_is_the_plain_one(monkeypatch, m, k, n):
     a, b = on_device(m, k), on_device(k, n, seed=1)
     scale, offset = torch.rand(n).to(DEVICE), torch.randn(n).to(DEVICE) * 1000
     for left, right in ((a, b), (a.t().contiguous().t(), b.t().contiguous().t())):
-        exact = both(fused.int8_matmul_scaled, left, right, UNSCALED, None)[0]
+        exact = both("matmul_scaled", left, right, UNSCALED, None)[0]
         # 130 products of at most 2^14 are below 2^24: float32 holds each sum.
-        assert torch.equal(exact, ops.int8_matmul(a, b, impl="reference").float())
+        assert torch.equal(exact, ops.backend("reference", DEVICE).int8_matmul(a, b).float())
         for steps in (*STEPS[:2], Epilogue(relu=False)):
-            both(fused.int8_matmul_scaled, left, right, scale, offset, steps)
-            both(fused.int8_matmul_scaled, left, right, scale[0], None, steps)
+            both("matmul_scaled", left, right, scale, offset, steps)
+            both("matmul_scaled", left, right, scale[0], None, steps)
     g = on_device(k, m, seed=2)
     for shift in (None, torch.randn(m).to(DEVICE)):
-        both(fused.int8_matmul_grad_weight, g, b, scale[0], shift)
+        both("matmul_grad_weight", g, b, scale[0], shift)
 
 
 def test_triton_product_takes_an_offset_a_row():
     a, b, offset = on_device(21, 9), on_device(9, 5, seed=1), torch.randn(7, 5).to(DEVICE)
     out = gemm.matmul_scaled(a, b, UNSCALED, offset, relu=False)
-    assert torch.equal(out, ops.int8_matmul(a, b, impl="reference") + offset.repeat(3, 1))
+    assert torch.equal(out, ops.backend("reference", DEVICE).int8_matmul(a, b) + offset.repeat(3, 1))
 
 
 @pytest.mark.parametrize("rows", SIZES)
@@ -92,7 +90,7 @@ def test_triton_scales_rows(monkeypatch, rows, length):
     for scale in (UNSCALED / 3, torch.rand(rows).to(DEVICE)):
         for offset in (None, torch.randn(rows).to(DEVICE)):
             expected = acc * scale.reshape(-1, 1) + (0 if offset is None else offset.unsqueeze(1))
-            assert torch.equal(triton_fused.scale_rows(acc, scale, offset), expected)
+            assert torch.equal(ops.backend("triton", DEVICE).scale_rows(acc, scale, offset), expected)
 
 
 def convolve(case, pad_value, *, images: int = 2, steps: Epilogue | None = None, scaled: bool = True):
@@ -106,11 +104,11 @@ def convolve(case, pad_value, *, images: int = 2, steps: Epilogue | None = None,
     results = []
     for factor, shift in ((scale, border), (scale[0], offset)) if scaled else ((UNSCALED, None),):
         pad = {"pad_value": pad_value}
-        y = both(fused.int8_conv2d_scaled, x, w, geometry, **pad, scale=factor, offset=shift, steps=steps)[0]
+        y = both("conv2d_scaled", x, w, geometry, **pad, scale=factor, offset=shift, steps=steps)[0]
         single = factor.reshape(-1)[0]
-        dx = both(fused.int8_conv2d_grad_input_scaled, g, w, size, geometry, scale=single)
+        dx = both("conv2d_grad_input_scaled", g, w, size, geometry, scale=single)
         shift = shift if shift is None or shift.dim() == 1 else None
-        dw = both(fused.int8_conv2d_grad_weight_scaled, x, g, kernel, geometry, **pad, scale=single, offset=shift)
+        dw = both("conv2d_grad_weight_scaled", x, g, kernel, geometry, **pad, scale=single, offset=shift)
         results = [y, dx, dw]
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in results)
     return results
@@ -147,11 +145,11 @@ def test_triton_convolutions_of_odd_sizes_have_exact_sums(case):
     # Sums of fewer than 1,024 products: float32 holds them, so they must be the oracle's integers.
     assert max(w[0].numel(), w.numel() // w.shape[1], g[:, 0].numel()) < 1024
     y, dx, dw = convolve(case, 0, scaled=False)
-    on = {"impl": "reference"}
+    oracle = ops.backend("reference", DEVICE)
     w = on_device(case[1], case[0], *kernel, seed=1)
-    assert torch.equal(y, ops.int8_conv2d(x, w, geometry, **on).float())
-    assert torch.equal(dx, ops.int8_conv2d_grad_input(g, w, case[3], geometry, **on).float())
-    assert torch.equal(dw, ops.int8_conv2d_grad_weight(x, g, kernel, geometry, **on).float())
+    assert torch.equal(y, oracle.int8_conv2d(x, w, geometry).float())
+    assert torch.equal(dx, oracle.int8_conv2d_grad_input(g, w, case[3], geometry).float())
+    assert torch.equal(dw, oracle.int8_conv2d_grad_weight(x, g, kernel, geometry).float())
 
 
 @pytest.mark.parametrize("images", [1, 7, 16, 63, 65])
@@ -174,7 +172,9 @@ def test_triton_blocks_change_no_integer(monkeypatch, blocks):
         monkeypatch.setattr(module, "choose", choose)
     convolve((7, 70, (3, 3), (9, 8), ConvGeometry(padding=(1, 1), stride=(1, 2))), 5, scaled=False)
     a, b = on_device(70, 140), on_device(140, 35, seed=1)
-    assert torch.equal(ops.int8_matmul(a, b, impl="triton"), ops.int8_matmul(a, b, impl="reference").int())
+    assert torch.equal(
+        ops.backend("triton", DEVICE).int8_matmul(a, b), ops.backend("reference", DEVICE).int8_matmul(a, b).int()
+    )
     assert set(chosen) == {"conv", "conv_grad_input", "conv_grad_weight", "gemm"}
 
 
@@ -190,16 +190,16 @@ def test_triton_sums_of_extreme_codes_are_exact():
 def test_triton_leaves_groups_to_the_plain_form_and_floats_to_torch():
     case = (6, 4, (3, 3), (7, 7), ConvGeometry(groups=2, padding=(1, 1)))
     x, w = on_device(2, 6, 7, 7), on_device(4, 3, 3, 3, seed=1)
-    both(fused.int8_conv2d_scaled, x, w, case[4], pad_value=-3, scale=UNSCALED / 7, offset=None, steps=STEPS[1])
+    both("conv2d_scaled", x, w, case[4], pad_value=-3, scale=UNSCALED / 7, offset=None, steps=STEPS[1])
     x, w, bias = torch.randn(2, 3, 7, 7).to(DEVICE), torch.randn(5, 3, 3, 3).to(DEVICE), torch.randn(5).to(DEVICE)
     for steps in STEPS:
-        both(fused.float_conv2d, x, w, bias, ConvGeometry(stride=(2, 2), padding=(1, 1)), steps)
+        both("float_conv2d", x, w, bias, ConvGeometry(stride=(2, 2), padding=(1, 1)), steps)
 
 
 def test_triton_lets_a_nan_through_the_relu():
     offset = torch.tensor([float("nan"), -1.0, 1.0], device=DEVICE)
     a, b = on_device(4, 8) * 0, on_device(8, 3) * 0
-    y, mask = fused.int8_matmul_scaled(a, b, UNSCALED, offset, STEPS[1], impl="triton")
+    y, mask = ops.backend("triton", DEVICE).matmul_scaled(a, b, UNSCALED, offset, STEPS[1])
     expected, expected_mask = masks.activate(
         elementwise.scale_accumulator(a.int() @ b.int(), UNSCALED, offset), STEPS[1]
     )

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from octo_exp.kernels import fused, ops
-from octo_exp.kernels.plain import torch_int8
+from octo_exp.kernels import int8, ops
 from octo_exp.models.simplecnn import SimpleCNN
 from octo_exp.nn.convert import convert
 from octo_exp.quant.quantizer import OperandSpec
@@ -113,25 +112,26 @@ def test_every_layer_trains_under_every_scheme(name, module):
 @pytest.mark.parametrize("name", ["int8", "octo"])
 def test_every_int8_role_reaches_the_kernels_as_int8(name, monkeypatch):
     # Also on a processor where an exact product of another type stands in.
-    monkeypatch.setattr(torch_int8, "int_mm_pays", lambda device_type: True)
+    monkeypatch.setattr(int8, "int_mm_pays", lambda device_type: True)
     seen = {}
-    convolutions = ("int8_conv2d_scaled", "int8_conv2d_grad_input_scaled", "int8_conv2d_grad_weight_scaled")
-    roles = (*convolutions, "int8_matmul_scaled", "int8_matmul_grad_weight")
+    cpu = type(ops.backend("torch", "cpu"))
+    convolutions = ("conv2d_scaled", "conv2d_grad_input_scaled", "conv2d_grad_weight_scaled")
+    roles = (*convolutions, "matmul_scaled", "matmul_grad_weight")
     for op in roles:
-        original = getattr(fused, op)
+        original = getattr(cpu, op)
 
-        def watch(*args, _op=op, _original=original, **kwargs):
+        def watch(self, *args, _op=op, _original=original, **kwargs):
             seen.setdefault(_op, []).append((args[0].dtype, args[1].dtype))
-            return _original(*args, **kwargs)
+            return _original(self, *args, **kwargs)
 
-        monkeypatch.setattr(fused, op, watch)
+        monkeypatch.setattr(cpu, op, watch)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 5))
     convert(net, scheme(name), impl="torch", clock=Clock())
     x = torch.randn(2, 3, 9, 9, requires_grad=True)
     with torch.autograd.profiler.profile() as profile:
         net(x).sum().backward()
     # A product of the linear layer is its output, the other its grad_input.
-    assert {op: len(calls) for op, calls in seen.items()} == {op: 1 + (op == "int8_matmul_scaled") for op in roles}
+    assert {op: len(calls) for op, calls in seen.items()} == {op: 1 + (op == "matmul_scaled") for op in roles}
     assert {dtypes for calls in seen.values() for dtypes in calls} == {(torch.int8, torch.int8)}
     events = {event.name for event in profile.function_events}
     assert "aten::_int_mm" in events
@@ -188,9 +188,9 @@ def test_integers_of_a_sample_are_the_same_in_any_batch():
     geometry = ops.ConvGeometry(padding=(1, 1))
     x = torch.randint(-128, 128, (50, 3, 8, 8), dtype=torch.int8)
     w = torch.randint(-127, 128, (4, 3, 3, 3), dtype=torch.int8)
-    whole = ops.int8_conv2d(x, w, geometry, pad_value=-9, impl="torch")
+    whole = ops.backend("torch", "cpu").int8_conv2d(x, w, geometry, pad_value=-9)
     for part in (slice(0, 1), slice(0, 7), slice(43, 50)):
-        assert torch.equal(ops.int8_conv2d(x[part], w, geometry, pad_value=-9, impl="torch"), whole[part])
+        assert torch.equal(ops.backend("torch", "cpu").int8_conv2d(x[part], w, geometry, pad_value=-9), whole[part])
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])

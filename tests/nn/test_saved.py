@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from octo_exp.kernels import fused
+from octo_exp.kernels import ops
 from octo_exp.nn.layers import QuantLayer
 from tests.nn.helpers import quantized, scheme
 from tests.nn.test_fuse import SHAPE, converted, plain_net, residual_net
@@ -132,17 +132,18 @@ def test_frozen_and_first_layers_save_and_compute_nothing_for_the_missing_role(m
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("this gradient is not wanted")
 
+    cpu = type(ops.backend("torch", "cpu"))
     layer = make()
     x = torch.randn(2, layer.in_channels, 8, 8)
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "int8_conv2d_grad_input_scaled", refuse)
+        patch.setattr(cpu, "conv2d_grad_input_scaled", refuse)
         patch.setattr("octo_exp.nn.float_block.conv2d_input", refuse)
         y, saved = saved_by(lambda: layer(x))
         assert all(t.data_ptr() != layer.weight.data_ptr() for t in saved)
         y.sum().backward()
     layer.weight.requires_grad_(False)
-    monkeypatch.setattr(fused, "int8_conv2d_grad_weight_scaled", refuse)
-    monkeypatch.setattr(fused, "float_conv2d_grad_weight", refuse)
+    monkeypatch.setattr(cpu, "conv2d_grad_weight_scaled", refuse)
+    monkeypatch.setattr(cpu, "float_conv2d_grad_weight", refuse)
     x.requires_grad_()
     y, saved = saved_by(lambda: layer(x))
     assert all(t.shape != x.shape for t in saved)

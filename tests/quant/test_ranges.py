@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.ops import dequantize, quantize
+from octo_exp.kernels.ops import backend, dequantize
 from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
 from octo_exp.quant.ranges import code_limits, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
 
+quantize = backend("reference", "cpu").quantize
 TENSORS = {
     "gaussian": torch.randn(1000, generator=torch.Generator().manual_seed(0)),
     "one_sided": torch.rand(1000, generator=torch.Generator().manual_seed(1)),

@@ -19,7 +19,7 @@ from octo_exp.graph.parts import Q_MIN
 from octo_exp.graph.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 from octo_exp.kernels import ops
 from octo_exp.kernels.cpu import image_codes
-from octo_exp.kernels.cpu.elementwise import array, use_torch_threads
+from octo_exp.kernels.cpu.loops import array, use_torch_threads
 
 
 class IntegerLayer(nn.Module):
@@ -76,8 +76,8 @@ class IntegerConv(IntegerLayer):
 
     def plain(self, codes: Tensor) -> Tensor:
         """See `IntegerLayer`."""
-        impl = ops.resolve_impl("auto", codes.device.type)
-        acc = ops.int8_conv2d(codes, self.weight, self.geometry, pad_value=self.x_zero, impl=impl)
+        backend = ops.backend(ops.resolve_impl("auto", codes.device.type), codes.device.type)
+        acc = backend.int8_conv2d(codes, self.weight, self.geometry, pad_value=self.x_zero)
         return fixed.requantize(acc + self.offset.reshape(-1, 1, 1), self.value, self.shift, self.y_zero)
 
     def on_cpu(self, x: np.ndarray) -> np.ndarray:

@@ -32,10 +32,10 @@ def weight_digits(w: Tensor) -> list[Tensor]:
 
 def accumulate(codes: Tensor, w: Tensor, c: ConvConstants) -> Tensor:
     """codes [N, C, H, W] int8, w [O, C/G, KH, KW] -> sums of (code - x_zero) * w, int32 (int64 for two digits)."""
-    impl = ops.resolve_impl("auto", codes.device.type)
+    backend = ops.backend(ops.resolve_impl("auto", codes.device.type), codes.device.type)
     total = torch.zeros((), dtype=torch.int32, device=codes.device)
     for k, digit in enumerate(weight_digits(w)):
-        acc = ops.int8_conv2d(codes, digit, c.geometry, pad_value=c.x_zero, impl=impl)
+        acc = backend.int8_conv2d(codes, digit, c.geometry, pad_value=c.x_zero)
         # A code less its zero point is twice as large.
         acc = acc if w[0].numel() <= ops.MAX_K // 2 else acc.long()
         acc = acc - c.x_zero * digit.sum((1, 2, 3), dtype=acc.dtype).reshape(-1, 1, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.kernels.plain.masks import pack_bits, unpack_bits
 
 

@@ -20,7 +20,8 @@ from octo_exp.graph.train.cpu_layout import (
 )
 from octo_exp.graph.train.float_order import grad_w, grad_x
 from octo_exp.kernels.cpu import graph_depthwise, graph_loops
-from octo_exp.kernels.cpu.elementwise import array, empty_channels_last, use_torch_threads
+from octo_exp.kernels.cpu.loops import array, use_torch_threads
+from octo_exp.kernels.int8 import empty_channels_last
 
 _NONE = np.empty((0, 0), np.float32)
 

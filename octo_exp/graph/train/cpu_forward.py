@@ -24,11 +24,10 @@ from octo_exp.graph.train.cpu_layout import (
     rows_of,
 )
 from octo_exp.graph.train.integer import codes_of
+from octo_exp.kernels import int8
 from octo_exp.kernels.cpu import graph_depthwise, graph_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
-from octo_exp.kernels.cpu.elementwise import array, use_torch_threads
-from octo_exp.kernels.geometry import MAX_K
-from octo_exp.kernels.plain import torch_int8
+from octo_exp.kernels.cpu.loops import array, use_torch_threads
 
 # What follows the sums: bias, scale, zero point of the output; the output and its bits, which are written.
 Steps = tuple[np.ndarray, np.ndarray, np.float32, np.ndarray, np.ndarray]
@@ -58,7 +57,7 @@ def forward(codes: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits:
     steps = (array(b), array(c.scale), np.float32(c.y_zero), images_of(out), array(bits))
     if taps <= graph_depthwise.MAX_TAPS and has_loops(c) and _depthwise_forward(codes, w, size, c, steps):
         return out, bits
-    weights = _weight_codes(w) if c.geometry.groups == 1 and taps <= MAX_K // 2 else None
+    weights = _weight_codes(w) if c.geometry.groups == 1 and taps <= int8.MAX_K // 2 else None
     if weights is not None:
         _gemm_forward(_columns(codes, kernel, size, c), weights, c.x_zero, steps)
     else:
@@ -91,7 +90,7 @@ def _gemm_forward(rows: np.ndarray, weights: np.ndarray, x_zero: int, steps: Ste
     for images in chunks:
         # Numpy's views: torch's cost more than the loops, where images are few and small.
         a = torch.from_numpy(rows[images.start * positions : images.stop * positions])
-        acc = array(torch_int8.matmul(a, matrix, torch.from_numpy(buffer[: len(a)])))
+        acc = array(int8.matmul(a, matrix, torch.from_numpy(buffer[: len(a)])))
         graph_loops.rescale(acc.reshape(images.stop - images.start, -1), shift, *constants, out[images], bits[images])
 
 

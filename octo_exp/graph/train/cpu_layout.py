@@ -12,7 +12,8 @@ from torch import Tensor
 
 from octo_exp.graph.train.constants import ConvConstants
 from octo_exp.kernels.cpu import graph_loops
-from octo_exp.kernels.cpu.elementwise import array, empty_channels_last
+from octo_exp.kernels.cpu.loops import array
+from octo_exp.kernels.int8 import empty_channels_last
 
 # Bytes of accumulators, or of gradients, that exist at a time.
 CHUNK_BYTES = 2**19

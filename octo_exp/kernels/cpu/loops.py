@@ -7,6 +7,8 @@ depends on the split. Compiled on first use (some seconds) and kept in numba's c
 
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
 from octo_exp.kernels.cpu.compiled import njit, prange
 
@@ -18,6 +20,20 @@ OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
 # Elements a block of an elementwise loop.
 BLOCK = 16_384
 _ZERO = np.float32(0)
+
+
+def array(t: Tensor) -> np.ndarray:
+    """Return the tensor as an array on the same memory."""
+    return t.detach().numpy()
+
+
+def use_torch_threads() -> None:
+    """Let the next compiled loop run on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    # When numba starts its threads it sets the number of the OpenMP that it shares with torch.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @njit(**INNER)

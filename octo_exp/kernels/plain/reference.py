@@ -1,7 +1,7 @@
 """The oracle: every integer operation through float64 library calls, which are exact here; any device, slow.
 
 A float64 holds every integer up to 2^53; a product of int8 codes is at most 2^14, so sums of up to 2^39 products are
-exact whatever their order. Nothing here is shared with the fast implementations.
+exact whatever their order. Nothing of its integer arithmetic is shared with the fast implementations.
 """
 
 import torch
@@ -9,12 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from octo_exp.kernels.geometry import ConvGeometry
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """[M, K] int8, [K, N] int8 -> [M, N] int64."""
-    return (a.double() @ b.double()).to(torch.int64)
+from octo_exp.kernels.backend import Backend
+from octo_exp.kernels.int8 import MAX_K, ConvGeometry
 
 
 def _padded(x: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
@@ -22,35 +18,38 @@ def _padded(x: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tenso
     return F.pad(x.double(), (pw, pw, ph, ph), value=float(pad_value))
 
 
-def conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
-    """x [N, C, H, W], w [O, C/G, KH, KW] int8 -> [N, O, OH, OW] int64."""
-    out = F.conv2d(
-        _padded(x, geometry, pad_value), w.double(), None, geometry.stride, 0, geometry.dilation, geometry.groups
-    )
-    return out.round().to(torch.int64)
+def _integers(sums: Tensor, k: int) -> Tensor:
+    """Sums of k products in the type that the split product gives."""
+    return sums.round().to(torch.int64).to(torch.int32 if k <= MAX_K else torch.int64)
 
 
-def conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry) -> Tensor:
-    """g [N, O, OH, OW], w [O, C/G, KH, KW] int8 -> [N, C, H, W] int64."""
-    shape = (g.shape[0], w.shape[1] * geometry.groups, *size)
-    out = conv2d_input(
-        shape, w.double(), g.double(), geometry.stride, geometry.padding, geometry.dilation, geometry.groups
-    )
-    return out.round().to(torch.int64)
+class Reference(Backend):
+    """kernel=reference."""
 
+    multiplier = "float64, exact"
 
-def conv2d_grad_weight(
-    x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
-) -> Tensor:
-    """x [N, C, H, W], g [N, O, OH, OW] int8 -> [O, C/G, KH, KW] int64."""
-    shape = (g.shape[1], x.shape[1] // geometry.groups, *kernel)
-    out = conv2d_weight(
-        _padded(x, geometry, pad_value),
-        shape,
-        g.double(),
-        geometry.stride,
-        0,
-        geometry.dilation,
-        geometry.groups,
-    )
-    return out.round().to(torch.int64)
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b."""
+        return (a.double() @ b.double()).to(torch.int64)
+
+    def conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
+        """By torch's own convolution."""
+        padded = _padded(x, geometry, pad_value)
+        out = F.conv2d(padded, w.double(), None, geometry.stride, 0, geometry.dilation, geometry.groups)
+        return _integers(out, w[0].numel())
+
+    def conv2d_grad_input(self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry) -> Tensor:
+        """By torch's own gradient."""
+        shape = (g.shape[0], w.shape[1] * geometry.groups, *size)
+        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        out = conv2d_input(shape, w.double(), g.double(), *options)
+        return _integers(out, w.shape[0] // geometry.groups * w.shape[2] * w.shape[3])
+
+    def conv2d_grad_weight(
+        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
+    ) -> Tensor:
+        """By torch's own gradient, int64."""
+        shape = (g.shape[1], x.shape[1] // geometry.groups, *kernel)
+        options = (geometry.stride, 0, geometry.dilation, geometry.groups)
+        out = conv2d_weight(_padded(x, geometry, pad_value), shape, g.double(), *options)
+        return out.round().to(torch.int64)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octo_exp.kernels.geometry import ConvGeometry
+from octo_exp.kernels.int8 import ConvGeometry, channels_last_rows
 from octo_exp.kernels.triton.autotune import TILES, Blocks, choose
 from octo_exp.kernels.triton.gemm import epilogue_arguments, store_finished
 
@@ -149,11 +149,6 @@ def _constants(channels: int, kernel: tuple[int, int], geometry: ConvGeometry) -
     return dict(zip(("CHANNELS", "KH", "KW", "SH", "SW", "PH", "PW", "DH", "DW"), values, strict=True))
 
 
-def nhwc(t: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H, W, C], contiguous: a view where t is channels-last."""
-    return t.permute(0, 2, 3, 1).contiguous()
-
-
 def _pad(pad_value: Tensor | int, geometry: ConvGeometry, device: torch.device) -> Tensor | None:
     """Return the border's code on the device, None where there is no border or it is 0."""
     if geometry.padding == (0, 0) or (isinstance(pad_value, int) and pad_value == 0):
@@ -176,7 +171,8 @@ def _convolve(
     transposed: bool,
     relu: bool,
 ) -> Tensor:
-    """t [N, H, W, C], w [O, KH, KW, C'] -> [N, C', H', W'] float32, channels-last, for `out_shape` in that order."""
+    """t [N, C, H, W], w [O, C', KH, KW] -> [N, C', H', W'] float32, channels-last, for `out_shape` in that order."""
+    t, w = channels_last_rows(t), channels_last_rows(w)
     images, n, out_height, out_width = out_shape
     m = images * out_height * out_width
     out = torch.empty(out_shape, device=t.device, memory_format=torch.channels_last)
@@ -207,14 +203,14 @@ def conv2d(
 ) -> Tensor:
     """x [N, C, H, W], w [O, C, KH, KW] int8 -> conv*scale + offset, [N, O, OH, OW] float32, channels-last.
 
-    The border of x is `pad_value`; scale is a scalar or [O], offset [O], [OH*OW, O] or None.
+    The border of x is `pad_value`; scale is a scalar or [O], offset [O], [O, OH, OW] or None.
     """
     kernel = (w.shape[2], w.shape[3])
     constants = _constants(x.shape[1], kernel, geometry)
     out_shape = (x.shape[0], w.shape[0], *geometry.output_size(x.shape[2], x.shape[3], kernel))
     strides = (w.shape[1], 1, w[0].numel())
     pad = _pad(pad_value, geometry, x.device)
-    return _convolve(nhwc(x), nhwc(w), out_shape, constants, strides, pad, scale, offset, transposed=False, relu=relu)
+    return _convolve(x, w, out_shape, constants, strides, pad, scale, offset, transposed=False, relu=relu)
 
 
 def conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry, scale: Tensor) -> Tensor:
@@ -222,14 +218,14 @@ def conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: Con
     constants = _constants(g.shape[1], (w.shape[2], w.shape[3]), geometry)
     out_shape = (g.shape[0], w.shape[1], *size)
     strides = (w.shape[1], w[0].numel(), 1)
-    return _convolve(nhwc(g), nhwc(w), out_shape, constants, strides, None, scale, None, transposed=True, relu=False)
+    return _convolve(g, w, out_shape, constants, strides, None, scale, None, transposed=True, relu=False)
 
 
 def conv2d_grad_weight(
     x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
 ) -> Tensor:
     """x [N, C, H, W], g [N, O, OH, OW] int8 -> dw [O, KH*KW*C] int32, exact: partial sums are added as integers."""
-    x, g, pad = nhwc(x), nhwc(g), _pad(pad_value, geometry, x.device)
+    x, g, pad = channels_last_rows(x), channels_last_rows(g), _pad(pad_value, geometry, x.device)
     images, height, width, channels = x.shape
     outputs, positions = g.shape[3], images * g.shape[1] * g.shape[2]
     constants = _constants(channels, kernel, geometry)

@@ -78,11 +78,12 @@ def _gemm(
 def epilogue_arguments(
     scale: Tensor | None, offset: Tensor | None, columns: int
 ) -> tuple[Tensor | None, Tensor | None, int, int]:
-    """Scale scalar or [N], offset [N], [P, N] or None -> (scale, offset, scale_stride, offset_rows) of a kernel."""
+    """Scale scalar or [N], offset [N], [P, N], [N, H, W] or None -> (scale, offset, scale_stride, offset_rows)."""
     if scale is None:
         return None, None, 0, 1
     scale = scale.float().contiguous()
     if offset is not None:
+        offset = offset.permute(1, 2, 0) if offset.dim() == 3 else offset
         offset = offset.float().reshape(-1, columns).contiguous()
     return scale, offset, int(scale.numel() > 1), 1 if offset is None else offset.shape[0]
 

@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octo_exp.kernels.plain.elementwise import dense_flat, has_row_scales
-
 # Elements a program.
 BLOCK = 1024
 
@@ -64,29 +62,21 @@ def _quantize(
     tl.store(out_ptr + i, q.to(tl.int8), mask=inside)
 
 
-def quantize(
+def quantize_dense(
     t: Tensor,
     scale: Tensor,
     zero_point: Tensor,
-    *,
-    q_min: int,
-    q_max: int,
-    low: Tensor | None = None,
-    high: Tensor | None = None,
-    seed: int | None = None,
-) -> Tensor | None:
-    """See `elementwise.quantize`; None where this kernel does not know the layout. Nothing waits for the device."""
-    t, rows = t.detach(), scale.dim() > 0
-    scalars = [v for v in (zero_point, low, high) if v is not None]
-    if dense_flat(t) is None or t.dtype != torch.float32 or any(v.dim() > 0 for v in scalars):
-        return None
-    if rows and not has_row_scales(t, scale):
-        return None
-    out = torch.empty_like(t, dtype=torch.int8)
+    limits: tuple[int, int],
+    low: Tensor | None,
+    high: Tensor | None,
+    seed: int | None,
+) -> Tensor:
+    """See `Backend.quantize`, for a dense float32 t; scale is a scalar or one a row, `limits` (q_min, q_max)."""
+    out, rows = torch.empty_like(t, dtype=torch.int8), scale.dim() > 0
     grid = (triton.cdiv(t.numel(), BLOCK),)
     low, high = (None if v is None else v.float() for v in (low, high))
     row_length = t.numel() // max(1, t.shape[0]) if rows else 1
     tensors = (t, out, scale.float().contiguous(), zero_point, low, high)
-    options = {"NOISY": seed is not None, "ROWS": rows, "Q_MIN": q_min, "Q_MAX": q_max, "BLOCK": BLOCK}
+    options = {"NOISY": seed is not None, "ROWS": rows, "Q_MIN": limits[0], "Q_MAX": limits[1], "BLOCK": BLOCK}
     _quantize[grid](*tensors, seed or 0, t.numel(), row_length, **options, enable_fp_fusion=False)
     return out

@@ -14,7 +14,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.data.protocol import DataModule
 from octo_exp.graph.train.update.convolutions import UpdatableNet
 from octo_exp.graph.train.update.rule import UpdateRule
-from octo_exp.kernels.ops import products, resolve_impl
+from octo_exp.kernels.ops import backend, resolve_impl
 from octo_exp.models.build import build_model
 from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.guard import Verdict
@@ -64,7 +64,7 @@ def build_module(cfg: DictConfig, datamodule: DataModule) -> Built:
     """Net, quantised, with the weights it starts from; checked against the data before anything is trained."""
     scheme = construct("quant", cfg.quant)
     impl = resolve_impl(cfg.kernel.impl, _device_type(cfg))
-    multiplier = products(impl, _device_type(cfg))
+    multiplier = backend(impl, _device_type(cfg)).multiplier
     log.info("kernel implementation: %s; int8 products: %s", impl, multiplier)
     clock = Clock(seed=cfg.seed)
     model = build_model(cfg.model)
