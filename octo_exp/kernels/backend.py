@@ -10,58 +10,68 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from octo_exp.kernels.int8 import ConvGeometry, Products, check_int8, dense_flat
-from octo_exp.kernels.plain import elementwise, lowering, masks
+from octo_exp.kernels.int8 import ConvGeometry, Products, check_conv2d, check_int8, dense_flat
+from octo_exp.kernels.plain import lowering, masks
 from octo_exp.kernels.plain.philox import uniform
 from octo_exp.workload import Epilogue
+
+# Elements a block on CPU: four float temporaries of 64 Ki elements fit a 2 MiB second-level cache.
+BLOCK = 65_536
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """(q - zero_point) * scale as float32, of q's shape and layout; exact before the one rounding of the product."""
+    return q.to(torch.float32).sub_(zero_point).mul_(scale)
+
+
+def scale_accumulator(acc: Tensor, scale: Tensor, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """acc [M, N] int32 or int64, scale scalar or [N], offset [N] or None -> acc * scale + offset, [M, N] float32.
+
+    `out` [M, N] float32, when given, is written and returned. Block by block, so that temporaries stay in cache.
+    """
+    out = torch.empty(acc.shape, dtype=torch.float32, device=acc.device) if out is None else out
+    rows = acc.shape[0] if acc.device.type != "cpu" else max(1, BLOCK // max(1, acc.shape[1]))
+    for source, target in zip(torch.split(acc, rows), torch.split(out, rows), strict=True):
+        torch.mul(source, scale, out=target)
+        if offset is not None:
+            target.add_(offset)
+    return out
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.permute(0, 2, 3, 1) if t.dim() == 4 else t
 
 
 def _scaled_images(acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     # Not a view of the rows: an in-place operation may follow.
     y = torch.empty(acc.shape, device=acc.device, memory_format=torch.channels_last)
-    rows = [t.permute(0, 2, 3, 1).reshape(-1, acc.shape[1]) for t in (acc, y)]
-    elementwise.scale_accumulator(rows[0], scale, offset, out=rows[1])
+    rows = [_rows(t).reshape(-1, acc.shape[1]) for t in (acc, y)]
+    scale_accumulator(rows[0], scale, offset, out=rows[1])
     return y
 
 
 class Backend(Products):
     """kernel=torch where there are no compiled loops, and what every other one is made of."""
 
-    def conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
-        """As `int8_conv2d`, of operands that are checked."""
-        return lowering.conv2d(x, w, geometry, pad_value, self.int8_matmul)
-
-    def conv2d_grad_input(self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry) -> Tensor:
-        """As `int8_conv2d_grad_input`, of operands that are checked."""
-        return lowering.conv2d_grad_input(g, w, size, geometry, self.int8_matmul)
-
-    def conv2d_grad_weight(
-        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
-    ) -> Tensor:
-        """As `int8_conv2d_grad_weight`, of operands that are checked."""
-        return lowering.conv2d_grad_weight(x, g, kernel, geometry, pad_value, self.int8_matmul)
-
     def int8_conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tensor | int = 0) -> Tensor:
         """x [N, C, H, W] int8, w [O, C/G, KH, KW] int8 -> [N, O, OH, OW] as `int8_matmul`, channels-last, exact.
 
         The border is filled with `pad_value`: the zero point, so that padding means real 0.
         """
-        check_int8(x=x, w=w)
-        if x.shape[1] != w.shape[1] * geometry.groups:
-            raise ValueError(f"x has {x.shape[1]} channels, w wants {w.shape[1]} x {geometry.groups} groups")
-        return self.conv2d(x, w, geometry, pad_value)
+        check_conv2d(x, w, geometry)
+        return lowering.conv2d(x, w, geometry, pad_value, self.int8_matmul)
 
     def int8_conv2d_grad_input(self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry) -> Tensor:
         """g [N, O, OH, OW] int8, w [O, C/G, KH, KW] int8 -> [N, C, H, W] int32, exact; `size` is (H, W)."""
         check_int8(g=g, w=w)
-        return self.conv2d_grad_input(g, w, size, geometry)
+        return lowering.conv2d_grad_input(g, w, size, geometry, self.int8_matmul)
 
     def int8_conv2d_grad_weight(
         self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Tensor | int = 0
     ) -> Tensor:
         """x [N, C, H, W] int8, g [N, O, OH, OW] int8 -> [O, C/G, KH, KW], exact: K = N*OH*OW is split where needed."""
         check_int8(x=x, g=g)
-        return self.conv2d_grad_weight(x, g, kernel, geometry, pad_value)
+        return lowering.conv2d_grad_weight(x, g, kernel, geometry, pad_value, self.int8_matmul)
 
     def quantize(
         self,
@@ -82,19 +92,24 @@ class Backend(Products):
         memory where t is dense (see `dense_flat`), in logical order otherwise.
         """
         out = torch.empty_like(t, dtype=torch.int8)
-        constants = (scale, zero_point, q_min, q_max, low, high)
+
+        def round_into(target: Tensor, source: Tensor, noise: Tensor | None) -> None:
+            buffer = source / scale if low is None and high is None else torch.clamp(source, low, high).div_(scale)
+            buffer = buffer.round_() if noise is None else buffer.add_(noise).floor_()
+            target.copy_(buffer.add_(zero_point).clamp_(q_min, q_max))
+
         flat_t, flat_out = dense_flat(t), dense_flat(out)
         if flat_t is None or flat_out is None or scale.dim() > 0 or zero_point.dim() > 0:
             noise = None if seed is None else uniform(seed, t.numel(), t.device)
             if noise is not None:
                 noise = noise.reshape(t.shape) if flat_t is None else noise.as_strided(t.shape, t.stride())
-            elementwise.round_into(out, t, noise, *constants)
+            round_into(out, t, noise)
             return out
-        block = elementwise.BLOCK if t.device.type == "cpu" else max(1, t.numel())
+        block = BLOCK if t.device.type == "cpu" else max(1, t.numel())
         for start in range(0, t.numel(), block):
             part = flat_t[start : start + block]
             noise = None if seed is None else uniform(seed, part.numel(), t.device, start)
-            elementwise.round_into(flat_out[start : start + block], part, noise, *constants)
+            round_into(flat_out[start : start + block], part, noise)
         return out
 
     def activate(self, y: Tensor, steps: Epilogue) -> tuple[Tensor, Tensor | None]:
@@ -103,15 +118,36 @@ class Backend(Products):
         Mask: uint8 bits [..., ceil(C/8)] for ReLU alone (lowest bit first), int8 [N, H//k, W//k, C] for a pool: the
         maximum's place in its window, the first of equals, k*k where ReLU cut it; None for neither.
         """
-        return masks.activate(y, steps)
+        k = steps.pool
+        if k == 1:
+            return (F.relu(y), masks.pack_bits(_rows(masks.passes(y)))) if steps.relu else (y, None)
+        n, c, h, w = y.shape
+        windows = y[:, :, : h // k * k, : w // k * k].reshape(n, c, h // k, k, w // k, k).transpose(3, 4).flatten(4, 5)
+        peak, index = windows.max(4)
+        index = index.to(torch.int8)
+        if steps.relu:
+            index = torch.where(masks.passes(peak), index, torch.full_like(index, steps.dead))
+            peak = F.relu(peak)
+        return peak.contiguous(memory_format=torch.channels_last), _rows(index).contiguous()
 
     def mask_gradient(self, g: Tensor, mask: Tensor, steps: Epilogue) -> Tensor:
         """g, of the output's shape -> g where ReLU passed, else 0."""
-        return masks.mask_gradient(g, mask, steps)
+        if steps.pool > 1 and not steps.relu:
+            return g
+        rows = _rows(g)
+        passed = masks.unpack_bits(mask, rows.shape[-1]) if steps.pool == 1 else mask < steps.dead
+        out = torch.where(passed, rows, 0.0)
+        return out.permute(0, 3, 1, 2) if g.dim() == 4 else out
 
     def spread(self, t: Tensor, mask: Tensor, steps: Epilogue, size: tuple[int, int]) -> Tensor:
         """t [N, C, H//k, W//k], masked before -> [N, C, H, W]: t at the place of each window's maximum, 0 elsewhere."""
-        return masks.spread(t, mask, steps, size)
+        k = steps.pool
+        n, c, ph, pw = t.shape
+        out = torch.zeros((n, c, *size), dtype=t.dtype, device=t.device).contiguous(memory_format=torch.channels_last)
+        index = mask.permute(0, 3, 1, 2)
+        for tap in range(k * k):
+            out[:, :, tap // k : ph * k : k, tap % k : pw * k : k] = torch.where(index == tap, t, 0)
+        return out
 
     def _finished(self, y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None]:
         return (y, None) if steps is None else self.activate(y, steps)
@@ -125,7 +161,7 @@ class Backend(Products):
         self, a: Tensor, b: Tensor, scale: Tensor, offset: Tensor | None, steps: Epilogue | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """a [M, K], b [K, N] int8, scale scalar or [N], offset [N] or None -> (activated a@b*scale + offset, mask)."""
-        return self._finished(elementwise.scale_accumulator(self.int8_matmul(a, b), scale, offset), steps)
+        return self._finished(scale_accumulator(self.int8_matmul(a, b), scale, offset), steps)
 
     def matmul_grad_weight(self, g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         """g [M, O], x [M, I] int8, scale scalar, offset [O] or None -> g^T @ x * scale + offset a row each, [O, I]."""

@@ -52,6 +52,13 @@ def check_int8(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must be int8, got {tensor.dtype}")
 
 
+def check_conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry) -> None:
+    """Raise where x [N, C, H, W] and w [O, C/G, KH, KW] are not int8, or their channels differ."""
+    check_int8(x=x, w=w)
+    if x.shape[1] != w.shape[1] * geometry.groups:
+        raise ValueError(f"x has {x.shape[1]} channels, w wants {w.shape[1]} x {geometry.groups} groups")
+
+
 def dense_flat(t: Tensor) -> Tensor | None:
     """Return the elements as they lie in memory, one row, if t is dense (contiguous or channels-last), else None."""
     channels_last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)

@@ -10,9 +10,8 @@ import os
 
 from octo_exp.base.errors import UserError
 from octo_exp.base.homes import settle_triton
-from octo_exp.kernels.backend import Backend
+from octo_exp.kernels.backend import Backend, dequantize
 from octo_exp.kernels.int8 import MAX_K, ConvGeometry, dense_flat
-from octo_exp.kernels.plain.elementwise import dequantize
 
 __all__ = ["IMPLEMENTATIONS", "MAX_K", "Backend", "ConvGeometry", "backend", "dense_flat", "dequantize", "resolve_impl"]
 

@@ -1,10 +1,9 @@
 import torch
 
-from octo_exp.kernels import ops
+from octo_exp.kernels import backend, ops
+from octo_exp.kernels.backend import scale_accumulator
 from octo_exp.kernels.int8 import has_row_scales
 from octo_exp.kernels.ops import dequantize
-from octo_exp.kernels.plain import elementwise
-from octo_exp.kernels.plain.elementwise import scale_accumulator
 
 quantize = ops.backend("reference", "cpu").quantize
 
@@ -17,7 +16,7 @@ def test_blocks_change_nothing(monkeypatch):
         for extra in ({}, {"seed": 11}):
             whole = quantize(layout, torch.tensor(0.02), zero, **options, **extra)
             with monkeypatch.context() as patch:
-                patch.setattr(elementwise, "BLOCK", 100)
+                patch.setattr(backend, "BLOCK", 100)
                 blocked = quantize(layout, torch.tensor(0.02), zero, **options, **extra)
             assert torch.equal(whole, blocked)
             assert whole.dtype == torch.int8
@@ -34,7 +33,7 @@ def test_values_are_clipped_before_they_are_rounded():
 
 
 def test_one_channels_scale_may_have_the_tensors_dimensions(monkeypatch):
-    monkeypatch.setattr(elementwise, "BLOCK", 16)
+    monkeypatch.setattr(backend, "BLOCK", 16)
     t, scale, zero = torch.randn(1, 70), torch.full((1, 1), 0.02), torch.tensor(0.0)
     out = quantize(t, scale, zero, q_min=-127, q_max=127)
     assert torch.equal(out, quantize(t, scale[0, 0], zero, q_min=-127, q_max=127))
@@ -75,7 +74,7 @@ def test_dequantize_inverts_the_codes():
 def test_accumulator_blocks_and_widths(monkeypatch):
     acc = torch.randint(-(2**30), 2**30, (37, 5))
     scale, offset = torch.rand(5), torch.randn(5)
-    monkeypatch.setattr(elementwise, "BLOCK", 16)
+    monkeypatch.setattr(backend, "BLOCK", 16)
     for dtype in (torch.int32, torch.int64):
         out = scale_accumulator(acc.to(dtype), scale, offset)
         assert torch.equal(out, acc.to(dtype) * scale + offset)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from octo_exp.kernels import ops
-from octo_exp.kernels.plain import masks
 from octo_exp.kernels.plain.masks import pack_bits, unpack_bits
 from octo_exp.workload import Epilogue
 
+# The plain forms.
+PLAIN = ops.backend("reference", "cpu")
 CHANNELS = (1, 7, 8, 16, 63, 65)
 SIZES = [(1, 1), (6, 6), (7, 8), (9, 7), (16, 5)]
 
@@ -28,12 +29,12 @@ def modules(steps: Epilogue) -> nn.Module:
 
 def gradient(g: torch.Tensor, mask: torch.Tensor | None, steps: Epilogue, size: torch.Size) -> torch.Tensor:
     """g of the steps' output -> the gradient of their input, as the layers put the two parts together."""
-    g = g if mask is None else masks.mask_gradient(g, mask, steps)
-    return masks.spread(g, mask, steps, size) if steps.pool > 1 else g
+    g = g if mask is None else PLAIN.mask_gradient(g, mask, steps)
+    return PLAIN.spread(g, mask, steps, size) if steps.pool > 1 else g
 
 
 def check(y: torch.Tensor, steps: Epilogue) -> None:
-    out, mask = masks.activate(y, steps)
+    out, mask = PLAIN.activate(y, steps)
     reference = y.clone().requires_grad_()
     expected = modules(steps)(reference)
     assert torch.equal(out, expected)
@@ -42,7 +43,7 @@ def check(y: torch.Tensor, steps: Epilogue) -> None:
     assert torch.equal(gradient(g, mask, steps, y.shape[2:]), reference.grad)
     if mask is not None:
         passed = expected > 0 if steps.relu else torch.ones_like(g)
-        assert torch.equal(masks.mask_gradient(g, mask, steps), g * passed)
+        assert torch.equal(PLAIN.mask_gradient(g, mask, steps), g * passed)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -63,7 +64,7 @@ def test_rows_of_any_rank_as_relu_and_its_gradient(channels, rows):
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("pool", [2, 3, 11])
 def test_the_first_of_equals_is_the_maximum(pool, relu):
-    out, mask = masks.activate(torch.ones(1, 2, pool, pool), Epilogue(relu=relu, pool=pool))
+    out, mask = PLAIN.activate(torch.ones(1, 2, pool, pool), Epilogue(relu=relu, pool=pool))
     assert out.flatten().tolist() == [1, 1]
     assert mask.flatten().tolist() == [0, 0]
 
@@ -71,10 +72,10 @@ def test_the_first_of_equals_is_the_maximum(pool, relu):
 @pytest.mark.parametrize("fill", [0.0, -0.0, -2.0])
 def test_a_window_that_relu_cuts_has_no_place(fill):
     y = torch.full((1, 1, 2, 2), fill)
-    out, mask = masks.activate(y, Epilogue(relu=True, pool=2))
+    out, mask = PLAIN.activate(y, Epilogue(relu=True, pool=2))
     assert (out.item(), mask.item()) == (0, 4)
-    assert masks.activate(y, Epilogue(relu=True))[1].sum() == 0
-    out, mask = masks.activate(y, Epilogue(relu=False, pool=2))
+    assert PLAIN.activate(y, Epilogue(relu=True))[1].sum() == 0
+    out, mask = PLAIN.activate(y, Epilogue(relu=False, pool=2))
     assert (out.item(), mask.item()) == (fill, 0)
 
 
@@ -82,15 +83,15 @@ def test_a_window_that_relu_cuts_has_no_place(fill):
 def test_each_place_of_a_window_is_found(pool):
     taps = pool * pool
     y = torch.eye(taps).reshape(1, taps, pool, pool)
-    _, mask = masks.activate(y, Epilogue(relu=True, pool=pool))
+    _, mask = PLAIN.activate(y, Epilogue(relu=True, pool=pool))
     assert mask.flatten().tolist() == list(range(taps))
-    assert torch.equal(masks.spread(torch.ones(1, taps, 1, 1), mask, Epilogue(relu=True, pool=pool), y.shape[2:]), y)
+    assert torch.equal(PLAIN.spread(torch.ones(1, taps, 1, 1), mask, Epilogue(relu=True, pool=pool), y.shape[2:]), y)
 
 
 def test_nan_passes():
     y = torch.tensor([[[[1.0, float("nan")], [3.0, 2.0]]]])
     for relu, pool in itertools.product((True, False), (1, 2)):
-        out = masks.activate(y, Epilogue(relu=relu, pool=pool))[0]
+        out = PLAIN.activate(y, Epilogue(relu=relu, pool=pool))[0]
         assert torch.equal(out.isnan(), modules(Epilogue(relu=relu, pool=pool))(y).isnan())
         assert out.isnan().sum() == 1
 
@@ -109,23 +110,23 @@ def test_the_gradient_passes_at_nan_as_in_torch(impl, steps):
 
 def test_masks_and_outputs_have_their_types_and_layouts():
     y = values(2, 9, 5, 7)
-    out, bits = masks.activate(y, Epilogue(relu=True))
+    out, bits = PLAIN.activate(y, Epilogue(relu=True))
     assert (bits.dtype, bits.shape) == (torch.uint8, (2, 5, 7, 2))
-    out, index = masks.activate(y, Epilogue(relu=False, pool=2))
+    out, index = PLAIN.activate(y, Epilogue(relu=False, pool=2))
     assert (index.dtype, index.shape) == (torch.int8, (2, 2, 3, 9))
     assert index.is_contiguous()
     assert out.is_contiguous(memory_format=torch.channels_last)
-    out, mask = masks.activate(y, Epilogue(relu=False))
+    out, mask = PLAIN.activate(y, Epilogue(relu=False))
     assert mask is None
     assert out is y
 
 
 def test_codes_are_spread_as_codes():
     codes = torch.randint(-128, 128, (2, 9, 2, 3), dtype=torch.int8)
-    mask = masks.activate(values(2, 9, 5, 7), Epilogue(relu=False, pool=2))[1]
-    out = masks.spread(codes, mask, Epilogue(relu=False, pool=2), (5, 7))
+    mask = PLAIN.activate(values(2, 9, 5, 7), Epilogue(relu=False, pool=2))[1]
+    out = PLAIN.spread(codes, mask, Epilogue(relu=False, pool=2), (5, 7))
     assert out.dtype == torch.int8
-    assert torch.equal(out.float(), masks.spread(codes.float(), mask, Epilogue(relu=False, pool=2), (5, 7)))
+    assert torch.equal(out.float(), PLAIN.spread(codes.float(), mask, Epilogue(relu=False, pool=2), (5, 7)))
 
 
 @pytest.mark.parametrize("channels", CHANNELS)

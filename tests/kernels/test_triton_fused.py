@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("triton")
 
 from octo_exp.kernels import ops
+from octo_exp.kernels.backend import scale_accumulator
 from octo_exp.kernels.ops import ConvGeometry
-from octo_exp.kernels.plain import elementwise, masks
 from octo_exp.kernels.triton import conv, gemm
 from octo_exp.kernels.triton.autotune import TILES
 from octo_exp.kernels.triton.backend import Triton
@@ -200,8 +200,8 @@ def test_triton_lets_a_nan_through_the_relu():
     offset = torch.tensor([float("nan"), -1.0, 1.0], device=DEVICE)
     a, b = on_device(4, 8) * 0, on_device(8, 3) * 0
     y, mask = ops.backend("triton", DEVICE).matmul_scaled(a, b, UNSCALED, offset, STEPS[1])
-    expected, expected_mask = masks.activate(
-        elementwise.scale_accumulator(a.int() @ b.int(), UNSCALED, offset), STEPS[1]
+    expected, expected_mask = ops.backend("reference", DEVICE).activate(
+        scale_accumulator(a.int() @ b.int(), UNSCALED, offset), STEPS[1]
     )
     assert torch.equal(y.nan_to_num(5.0), expected.nan_to_num(5.0))
     assert torch.equal(mask, expected_mask)

@@ -16,7 +16,7 @@ from octo_exp.graph.operations import Step, images_of, steps_of
 from octo_exp.graph.parts import ConvSpec, PoolSpec
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.kernels.cpu import few_rows, fixed_loops
-from octo_exp.kernels.cpu.compiled import njit
+from octo_exp.kernels.cpu.compiled import INNER, njit
 from octo_exp.kernels.cpu.image_codes import quantize
 
 # Images up to which the calls weigh beside the work.
@@ -39,12 +39,12 @@ STEP = np.dtype(
 )
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**INNER)
 def _image(memory: np.ndarray, n: int, at: int, size: int, channels: int) -> np.ndarray:
     return memory[n * at : n * (at + size * size * channels)].reshape(n, size, size, channels)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**INNER)
 def run(table: Any, weights: np.ndarray, constants: np.ndarray, memory: np.ndarray, n: int) -> None:
     """Run a table of STEP on n images: each reads its codes in memory [n * codes] int8 and writes there.
 
@@ -76,7 +76,7 @@ def run(table: Any, weights: np.ndarray, constants: np.ndarray, memory: np.ndarr
             fixed_loops.add(*flat, s.value_1, s.value_2, s.shift, zeros, y.reshape(n, -1))
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**INNER)
 def run_images(
     x: np.ndarray,
     image: tuple[np.float32, ...],

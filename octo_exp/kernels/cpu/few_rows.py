@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import config
 from numba.extending import intrinsic
 
-from octo_exp.kernels.cpu.compiled import njit, prange
-from octo_exp.kernels.cpu.fixed_loops import INNER, OUTER, requantize_row
+from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
+from octo_exp.kernels.cpu.fixed_loops import requantize_row
 from octo_exp.kernels.cpu.loops import columns_of_input
-from octo_exp.kernels.cpu.vectors import INTS, LANES, spread, store
+from octo_exp.kernels.cpu.vectors import INTS, LANES, call, code, place, spread, spread_value, store
 
 # Rows, or else multiply-adds, up to which it is faster than oneDNN's GEMM: measured beside AMX.
 MAX_ROWS = 16
@@ -49,23 +49,16 @@ def packed(weights: np.ndarray) -> np.ndarray:
 @intrinsic
 def _dot(typingctx: Any, sums: Any, weights: Any, w_at: Any, codes: Any, at: Any) -> Any:
     """sums + products of weights[w_at : w_at + 64] (uint8) and codes[at : at + 4] (int8), four to a sum."""
-    signature = INTS(INTS, weights, types.intp, codes, types.intp)
 
-    def make(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-        word, vector = ir.IntType(32), ir.VectorType(ir.IntType(32), LANES)
+    def make(context: Any, builder: ir.IRBuilder, values: Any) -> ir.Value:
+        def read(array: Any, values: Any, kind: ir.Type) -> ir.Value:
+            at = place(context, builder, array, values)
+            return builder.load(builder.bitcast(at, kind.as_pointer()), align=1)
 
-        def place(array: Any, values: Any, kind: ir.Type) -> ir.Value:
-            data = context.make_array(array)(context, builder, values[0]).data
-            return builder.load(builder.bitcast(builder.gep(data, [values[1]]), kind.as_pointer()), align=1)
+        four = spread_value(builder, read(codes, values[3:], ir.IntType(32)))
+        return call(builder, "x86.avx512.vpdpbusd.512", values[0], read(weights, values[1:], four.type), four)
 
-        empty = ir.Constant(vector, ir.Undefined)
-        one = builder.insert_element(empty, place(codes, values[3:], word), ir.Constant(word, 0))
-        spreaded = builder.shuffle_vector(one, empty, ir.Constant(vector, [0] * LANES))
-        kind = ir.FunctionType(vector, [vector] * 3)
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
-        return builder.call(function, [values[0], place(weights, values[1:], vector), spreaded])
-
-    return signature, make
+    return code(INTS, (INTS, weights, types.intp, codes, types.intp), make)
 
 
 @njit(**INNER)

@@ -5,12 +5,10 @@ Work is split by rows of images; no result depends on the split. What the arithm
 
 import numpy as np
 
-from octo_exp.kernels.cpu.compiled import njit, prange
-from octo_exp.kernels.cpu.fixed_vectors import requantized, store_codes
-from octo_exp.kernels.cpu.vectors import LANES, load
+from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
+from octo_exp.kernels.cpu.fixed_vectors import requantized
+from octo_exp.kernels.cpu.vectors import LANES, load, store
 
-INNER = {"cache": True, "error_model": "numpy"}
-OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
 # Rows of a matrix that a thread takes at a time, and the elements from which on threads are worth their start.
 _ROWS = 16
 PARALLEL = 2**14
@@ -23,7 +21,7 @@ def requantize_row(acc, offset, value, shift, zero, out):
         n = min(LANES, acc.size - c)
         # A lane beyond the end has value 0 and shift 0, and is not stored.
         v = requantized(load(acc, c, n), load(offset, c, n), load(value, c, n), load(shift, c, n), np.int64(zero))
-        store_codes(out, c, n, v)
+        store(out, c, n, v)
 
 
 @njit(**INNER)

@@ -7,10 +7,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from octo_exp.kernels.cpu.vectors import INTS, LANES
+from octo_exp.kernels.cpu.vectors import INTS, LANES, call, code, spread_value, vector
 
-_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
-_WIDE = ir.VectorType(_I64, LANES)
+_WIDE = vector(ir.IntType(64))
 
 
 def _whole(value: int) -> ir.Constant:
@@ -30,10 +29,9 @@ def _exactly(builder: ir.IRBuilder, product: ir.Value, shift: ir.Value) -> ir.Va
     """round(round24(product) / 2^shift), as `fixed` has it."""
     negative = builder.icmp_signed("<", product, _whole(0))
     magnitude = builder.select(negative, builder.neg(product), product)
-    kind = ir.FunctionType(_WIDE, [_WIDE, ir.IntType(1)])
-    zeros_of = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctlz.v{LANES}i64")
     # 24 bits leave 40 zeros before them.
-    excess = builder.sub(_whole(40), builder.call(zeros_of, [magnitude, ir.Constant(ir.IntType(1), 0)]))
+    zeros = call(builder, "ctlz.v16i64", magnitude, ir.Constant(ir.IntType(1), 0))
+    excess = builder.sub(_whole(40), zeros)
     excess = builder.select(builder.icmp_signed(">", excess, _whole(0)), excess, _whole(0))
     rounded = _drop(builder, builder.shl(_drop(builder, magnitude, excess), excess), shift)
     return builder.select(negative, builder.neg(rounded), rounded)
@@ -46,9 +44,8 @@ def requantized(typingctx: Any, acc: Any, offset: Any, value: Any, shift: Any, z
     Beyond 2^(shift + 9) a product is clamped whatever its last bits, and below that round24 moves it by less than
     2^(shift - 15): so only what lies so near to a half, a vector in a thousand, is rounded step by step.
     """
-    signature = INTS(INTS, INTS, INTS, INTS, types.int64)
 
-    def make(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    def make(context: Any, builder: ir.IRBuilder, values: Any) -> ir.Value:
         acc, offset, value, shift = (builder.sext(v, _WIDE) for v in values[:4])
         one = _whole(1)
         product = builder.mul(builder.add(acc, offset), value)
@@ -64,34 +61,9 @@ def requantized(typingctx: Any, acc: Any, offset: Any, value: Any, shift: Any, z
         some = builder.bitcast(close, ir.IntType(LANES))
         with builder.if_then(builder.icmp_unsigned("!=", some, ir.Constant(some.type, 0)), likely=False):
             builder.store(_exactly(builder, product, shift), room)
-        empty = ir.Constant(_WIDE, ir.Undefined)
-        first = builder.insert_element(empty, values[4], ir.Constant(_I32, 0))
-        zeros = builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
-        code = builder.add(builder.load(room), zeros)
+        codes = builder.add(builder.load(room), spread_value(builder, values[4]))
         for bound, sign in ((-128, "<"), (127, ">")):
-            code = builder.select(builder.icmp_signed(sign, code, _whole(bound)), _whole(bound), code)
-        return builder.trunc(code, ir.VectorType(_I32, LANES))
+            codes = builder.select(builder.icmp_signed(sign, codes, _whole(bound)), _whole(bound), codes)
+        return builder.trunc(codes, vector(ir.IntType(32)))
 
-    return signature, make
-
-
-@intrinsic
-def store_codes(typingctx: Any, array: Any, at: Any, count: Any, v: Any) -> Any:
-    """array[at : at + count] = v, int32 to int8; count at most 16."""
-    signature = types.void(array, types.intp, types.intp, v)
-
-    def make(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
-        data = context.make_array(array)(context, builder, values[0]).data
-        target = builder.bitcast(builder.gep(data, [values[1]]), _I8.as_pointer())
-        codes = builder.trunc(values[3], ir.VectorType(_I8, LANES))
-        room = cgutils.alloca_once(builder, codes.type)
-        whole = builder.icmp_signed(">=", values[2], ir.Constant(values[2].type, LANES))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                builder.store(codes, builder.bitcast(target, codes.type.as_pointer()), align=1)
-            with otherwise:
-                builder.store(codes, room)
-                cgutils.raw_memcpy(builder, target, room, values[2], 1)
-        return context.get_dummy_value()
-
-    return signature, make
+    return code(INTS, (INTS, INTS, INTS, INTS, types.int64), make)

@@ -8,18 +8,8 @@ taken one by one, so that what lies between an input and its output stays in the
 
 import numpy as np
 
-from octo_exp.kernels.cpu.compiled import njit, prange
-from octo_exp.kernels.cpu.graph_loops import (
-    INNER,
-    OUTER,
-    STEP,
-    block_size,
-    fold,
-    mask_image,
-    period_of,
-    rescale_image,
-    tiled,
-)
+from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
+from octo_exp.kernels.cpu.graph_loops import STEP, block_size, fold, mask_image, period_of, rescale_image, tiled
 from octo_exp.kernels.cpu.vectors import LANES, floats, load, multiply_add, spread, store
 
 # A code less its zero point is at most 255, a weight 128.

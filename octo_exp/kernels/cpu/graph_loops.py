@@ -7,11 +7,9 @@ pixels, whole vectors of 16. Work is split by images, never within one, and no r
 
 import numpy as np
 
-from octo_exp.kernels.cpu.compiled import njit, prange
+from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
 from octo_exp.kernels.cpu.vectors import LANES, clamp, floats, load, rint, spread, store, where, within
 
-INNER = {"cache": True, "error_model": "numpy"}
-OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
 # A step of a loop: inlined, so that a whole vector's length is known where it runs.
 STEP = {"error_model": "numpy", "forceinline": True}
 _LOW, _HIGH = np.float32(-128), np.float32(127)

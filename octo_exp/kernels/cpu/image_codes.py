@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from octo_exp.kernels.cpu.compiled import njit, prange
+from octo_exp.kernels.cpu.compiled import OUTER, njit, prange
 
 
-@njit(cache=True, error_model="numpy", parallel=True)
+@njit(**OUTER)
 def quantize(x, scale, zero, low, high, out):
     """x [N, C, H, W] float32 -> out [N, H, W, C] = clamp(rint(x / scale) + zero, -128, 127).
 

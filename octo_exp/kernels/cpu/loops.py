@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels.cpu.compiled import njit, prange
+from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
 
 # torch has loaded its OpenMP before: the same threads serve both, and none waits for the other's.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-INNER = {"cache": True, "error_model": "numpy"}
-OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
 # Elements a block of an elementwise loop.
 BLOCK = 16_384
 _ZERO = np.float32(0)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from octo_exp.kernels.cpu.compiled import njit, prange
-from octo_exp.kernels.cpu.loops import BLOCK, INNER, OUTER
+from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
+from octo_exp.kernels.cpu.loops import BLOCK
 from octo_exp.kernels.plain import philox
 
 _MULTIPLIERS, _KEY_STEPS = (tuple(np.uint64(v) for v in words) for words in (philox.MULTIPLIERS, philox.KEY_STEPS))

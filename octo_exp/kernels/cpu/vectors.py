@@ -35,35 +35,36 @@ class VectorType(types.Type):
 FLOATS, INTS = VectorType(types.float32), VectorType(types.int32)
 
 
-def _vector(element: ir.Type) -> ir.VectorType:
+def vector(element: ir.Type) -> ir.VectorType:
+    """16 of LLVM's."""
     return ir.VectorType(element, LANES)
 
 
 @register_model(VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: VectorType) -> None:
-        super().__init__(dmm, fe_type, _vector(_ELEMENTS[fe_type.element]))
+        super().__init__(dmm, fe_type, vector(_ELEMENTS[fe_type.element]))
 
 
-def _code(result: types.Type, arguments: tuple[types.Type, ...], make: Maker) -> Any:
+def code(result: types.Type, arguments: tuple[types.Type, ...], make: Maker) -> Any:
     """What an intrinsic returns: its signature, and its code."""
     return result(*arguments), lambda context, builder, signature, values: make(context, builder, values)
 
 
-def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    empty = ir.Constant(_vector(value.type), ir.Undefined)
+def spread_value(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A number sixteen times."""
+    empty = ir.Constant(vector(value.type), ir.Undefined)
     one = builder.insert_element(empty, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(one, empty, ir.Constant(_vector(_I32), [0] * LANES))
+    return builder.shuffle_vector(one, empty, ir.Constant(vector(_I32), [0] * LANES))
 
 
-def _call(builder: ir.IRBuilder, name: str, *operands: ir.Value) -> ir.Value:
-    """A function of LLVM's on vectors of float32."""
+def call(builder: ir.IRBuilder, name: str, *operands: ir.Value) -> ir.Value:
+    """A function of LLVM's, whose value is of the first operand's type."""
     kind = ir.FunctionType(operands[0].type, [operand.type for operand in operands])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
-    return builder.call(function, operands)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), operands)
 
 
-def _place(context: Any, builder: ir.IRBuilder, array: types.Array, values: Any) -> ir.Value:
+def place(context: Any, builder: ir.IRBuilder, array: types.Array, values: Any) -> ir.Value:
     """Pointer to the bytes of array[at]; values: the array and `at`."""
     data = context.make_array(array)(context, builder, values[0]).data
     return builder.bitcast(builder.gep(data, [values[1]]), _I8.as_pointer())
@@ -77,10 +78,10 @@ def _is_whole(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
 def load(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
     """array[at : at + count], int8 as int32."""
     element = _ELEMENTS[array.dtype]
-    kind = _vector(element)
+    kind = vector(element)
 
     def make(context: Any, builder: ir.IRBuilder, values: Any) -> ir.Value:
-        source, room = _place(context, builder, array, values), cgutils.alloca_once(builder, kind)
+        source, room = place(context, builder, array, values), cgutils.alloca_once(builder, kind)
         # A count that is known leaves one branch: a whole load costs no more than itself.
         with builder.if_else(_is_whole(builder, values[2])) as (then, otherwise):
             with then:
@@ -89,21 +90,21 @@ def load(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
                 builder.store(ir.Constant(kind, None), room)
                 cgutils.raw_memcpy(builder, room, source, values[2], context.get_abi_sizeof(element))
         v = builder.load(room)
-        return builder.sext(v, _vector(_I32)) if element == _I8 else v
+        return builder.sext(v, vector(_I32)) if element == _I8 else v
 
-    return _code(FLOATS if element == _F32 else INTS, (array, types.intp, types.intp), make)
+    return code(FLOATS if element == _F32 else INTS, (array, types.intp, types.intp), make)
 
 
 @intrinsic
 def store(typingctx: Any, array: Any, at: Any, count: Any, v: Any) -> Any:
-    """array[at : at + count] = v; whole numbers where the array is of int8."""
+    """array[at : at + count] = v; where the array is of int8, whole numbers within it."""
     element = _ELEMENTS[array.dtype]
 
     def make(context: Any, builder: ir.IRBuilder, values: Any) -> ir.Value:
-        target, value = _place(context, builder, array, values), values[3]
+        target, value = place(context, builder, array, values), values[3]
         if element == _I8:
             # By way of int32: no vector instruction makes bytes of floats.
-            value = builder.trunc(builder.fptosi(value, _vector(_I32)), _vector(_I8))
+            value = builder.trunc(builder.fptosi(value, vector(_I32)) if v == FLOATS else value, vector(_I8))
         room = cgutils.alloca_once(builder, value.type)
         with builder.if_else(_is_whole(builder, values[2])) as (then, otherwise):
             with then:
@@ -113,14 +114,14 @@ def store(typingctx: Any, array: Any, at: Any, count: Any, v: Any) -> Any:
                 cgutils.raw_memcpy(builder, target, room, values[2], context.get_abi_sizeof(element))
         return context.get_dummy_value()
 
-    return _code(types.void, (array, types.intp, types.intp, v), make)
+    return code(types.void, (array, types.intp, types.intp, v), make)
 
 
 @intrinsic
 def spread(typingctx: Any, value: Any) -> Any:
     """Return a number sixteen times: float32 or int32."""
-    vector = FLOATS if value == types.float32 else INTS
-    return _code(vector, (vector.element,), lambda context, builder, values: _spread(builder, values[0]))
+    kind = FLOATS if value == types.float32 else INTS
+    return code(kind, (kind.element,), lambda context, builder, values: spread_value(builder, values[0]))
 
 
 @intrinsic
@@ -128,21 +129,21 @@ def floats(typingctx: Any, v: Any) -> Any:
     """v as float32, rounded."""
 
     def make(context: Any, builder: ir.IRBuilder, values: Any) -> ir.Value:
-        return values[0] if v == FLOATS else builder.sitofp(values[0], _vector(_F32))
+        return values[0] if v == FLOATS else builder.sitofp(values[0], vector(_F32))
 
-    return _code(FLOATS, (v,), make)
+    return code(FLOATS, (v,), make)
 
 
 @intrinsic
 def rint(typingctx: Any, v: Any) -> Any:
     """Round to the nearest whole number, halves to the even one."""
-    return _code(FLOATS, (FLOATS,), lambda context, builder, values: _call(builder, "rint", *values))
+    return code(FLOATS, (FLOATS,), lambda context, builder, values: call(builder, "rint.v16f32", *values))
 
 
 @intrinsic
 def multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, in one rounding where the machine can."""
-    return _code(FLOATS, (FLOATS,) * 3, lambda context, builder, values: _call(builder, "fmuladd", *values))
+    return code(FLOATS, (FLOATS,) * 3, lambda context, builder, values: call(builder, "fmuladd.v16f32", *values))
 
 
 @intrinsic
@@ -154,7 +155,7 @@ def clamp(typingctx: Any, v: Any, low: Any, high: Any) -> Any:
         v = builder.select(builder.fcmp_ordered("<", v, low), low, v)
         return builder.select(builder.fcmp_ordered(">", v, high), high, v)
 
-    return _code(FLOATS, (FLOATS,) * 3, make)
+    return code(FLOATS, (FLOATS,) * 3, make)
 
 
 @intrinsic
@@ -166,7 +167,7 @@ def within(typingctx: Any, v: Any, low: Any, high: Any) -> Any:
         both = builder.and_(builder.fcmp_ordered(">=", v, low), builder.fcmp_ordered("<=", v, high))
         return builder.bitcast(both, _I16)
 
-    return _code(types.uint16, (FLOATS,) * 3, make)
+    return code(types.uint16, (FLOATS,) * 3, make)
 
 
 @intrinsic
@@ -174,10 +175,10 @@ def where(typingctx: Any, bits: Any, v: Any) -> Any:
     """v where a bit of the uint16 is set, else 0."""
 
     def make(context: Any, builder: ir.IRBuilder, values: Any) -> ir.Value:
-        chosen = builder.bitcast(values[0], _vector(ir.IntType(1)))
-        return builder.select(chosen, values[1], ir.Constant(_vector(_F32), None))
+        chosen = builder.bitcast(values[0], vector(ir.IntType(1)))
+        return builder.select(chosen, values[1], ir.Constant(vector(_F32), None))
 
-    return _code(FLOATS, (types.uint16, FLOATS), make)
+    return code(FLOATS, (types.uint16, FLOATS), make)
 
 
 def _define(symbol: Callable[[Any, Any], Any], of_floats: str, of_ints: str | None = None) -> None:
@@ -186,7 +187,7 @@ def _define(symbol: Callable[[Any, Any], Any], of_floats: str, of_ints: str | No
     @intrinsic
     def compute(typingctx: Any, a: Any, b: Any) -> Any:
         name = of_floats if a == FLOATS else of_ints
-        return _code(a, (a, a), lambda context, builder, values: getattr(builder, name)(*values))
+        return code(a, (a, a), lambda context, builder, values: getattr(builder, name)(*values))
 
     @overload(symbol)
     def typed(a, b):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from octo_exp.kernels.backend import Backend
-from octo_exp.kernels.int8 import MAX_K, ConvGeometry
+from octo_exp.kernels.int8 import MAX_K, ConvGeometry, check_conv2d, check_int8
 
 
 def _padded(x: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
@@ -32,23 +32,26 @@ class Reference(Backend):
         """a @ b."""
         return (a.double() @ b.double()).to(torch.int64)
 
-    def conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
+    def int8_conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tensor | int = 0) -> Tensor:
         """By torch's own convolution."""
+        check_conv2d(x, w, geometry)
         padded = _padded(x, geometry, pad_value)
         out = F.conv2d(padded, w.double(), None, geometry.stride, 0, geometry.dilation, geometry.groups)
         return _integers(out, w[0].numel())
 
-    def conv2d_grad_input(self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry) -> Tensor:
+    def int8_conv2d_grad_input(self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry) -> Tensor:
         """By torch's own gradient."""
+        check_int8(g=g, w=w)
         shape = (g.shape[0], w.shape[1] * geometry.groups, *size)
         options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         out = conv2d_input(shape, w.double(), g.double(), *options)
         return _integers(out, w.shape[0] // geometry.groups * w.shape[2] * w.shape[3])
 
-    def conv2d_grad_weight(
-        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
+    def int8_conv2d_grad_weight(
+        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Tensor | int = 0
     ) -> Tensor:
         """By torch's own gradient, int64."""
+        check_int8(x=x, g=g)
         shape = (g.shape[1], x.shape[1] // geometry.groups, *kernel)
         options = (geometry.stride, 0, geometry.dilation, geometry.groups)
         out = conv2d_weight(_padded(x, geometry, pad_value), shape, g.double(), *options)

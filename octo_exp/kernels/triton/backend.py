@@ -18,15 +18,6 @@ def _is_relu_alone(steps: Epilogue | None) -> bool:
     return steps is not None and steps.relu and steps.pool == 1
 
 
-def _activated(y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None]:
-    """y, cut already where ReLU is all there is -> (activated y, mask)."""
-    if steps is None:
-        return y, None
-    if _is_relu_alone(steps):
-        return y, masks.pack_bits(masks.passes(y.permute(0, 2, 3, 1) if y.dim() == 4 else y))
-    return masks.activate(y, steps)
-
-
 class Triton(Backend):
     """As `Backend` says, on CUDA devices, and on a CPU by Triton's interpreter."""
 
@@ -62,6 +53,12 @@ class Triton(Backend):
             gemm.scale_rows(acc, scale, offset) if acc.dtype == torch.int32 else super().scale_rows(acc, scale, offset)
         )
 
+    def _activated(self, y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None]:
+        """y, cut already where ReLU is all there is -> (activated y, mask)."""
+        if _is_relu_alone(steps):
+            return y, masks.pack_bits(masks.passes(y.permute(0, 2, 3, 1) if y.dim() == 4 else y))
+        return self._finished(y, steps)
+
     def matmul_scaled(
         self, a: Tensor, b: Tensor, scale: Tensor, offset: Tensor | None, steps: Epilogue | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -69,7 +66,7 @@ class Triton(Backend):
         if a.shape[1] > MAX_K:
             return super().matmul_scaled(a, b, scale, offset, steps)
         check_int8(a=a, b=b)
-        return _activated(gemm.matmul_scaled(a, b, scale, offset, relu=_is_relu_alone(steps)), steps)
+        return self._activated(gemm.matmul_scaled(a, b, scale, offset, relu=_is_relu_alone(steps)), steps)
 
     def conv2d_scaled(
         self,
@@ -87,7 +84,7 @@ class Triton(Backend):
             return super().conv2d_scaled(x, w, geometry, pad_value=pad_value, scale=scale, offset=offset, steps=steps)
         check_int8(x=x, w=w)
         relu = _is_relu_alone(steps)
-        return _activated(conv.conv2d(x, w, geometry, pad_value, scale, offset, relu=relu), steps)
+        return self._activated(conv.conv2d(x, w, geometry, pad_value, scale, offset, relu=relu), steps)
 
     def conv2d_grad_input_scaled(
         self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry, *, scale: Tensor
