@@ -22,16 +22,14 @@ from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build
 from octo_exp.kernels import int8
-from octo_exp.kernels.cpu import loops, noise
+from octo_exp.kernels.cpu import loops
 
 LOOPS = (
     "quantize",
     "quantize_rows",
-    "quantize_noisy",
     "columns_of_input",
     "columns_of_gradient",
     "finish",
-    "finish_relu",
     "finish_pool",
     "scale_rows",
     "mask_bits",
@@ -65,8 +63,7 @@ def profile(subject: Subject, *, rounds: int) -> dict[str, float]:
         with ExitStack() as stack:
             stack.enter_context(_timed(int8, "matmul", "int8 GEMM", spent))
             for name in LOOPS:
-                owner = loops if hasattr(loops, name) else noise
-                stack.enter_context(_timed(owner, name, f"loop {name}", spent))
+                stack.enter_context(_timed(loops, name, f"loop {name}", spent))
             for label, (owner, name) in TORCH.items():
                 stack.enter_context(_timed(owner, name, label, spent))
             stack.enter_context(_timed(subject.optimizer, "step", "optimizer", spent))

@@ -41,7 +41,7 @@ def test_noise_is_a_function_of_seed_and_counter(seed, start):
     out = uniform(seed, 7, "cpu", start)
     assert out.dtype == torch.float32
     assert out.tolist() == [expected(seed, start + i) for i in range(7)]
-    loop = [noise._uniform(np.uint64(start + i), np.uint64(seed)) for i in range(7)]
+    loop = [noise.uniform(np.uint64(start + i), np.uint64(seed)) for i in range(7)]
     assert torch.equal(torch.tensor(np.array(loop, dtype=np.float32)), out)
 
 

@@ -18,7 +18,7 @@ from octo_exp.graph.operations import Step, steps_of
 from octo_exp.graph.parts import Q_MIN
 from octo_exp.graph.spec import BlockSpec, ConvSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 from octo_exp.kernels import ops
-from octo_exp.kernels.cpu import image_codes
+from octo_exp.kernels.cpu import fixed_loops
 from octo_exp.kernels.cpu.loops import array, use_torch_threads
 
 
@@ -240,7 +240,7 @@ class IntegerNet(nn.Module):
         if program is not None:
             return program(x)
         codes = np.empty((x.shape[0], *x.shape[2:], x.shape[1]), np.int8)
-        if not image_codes.quantize(x, *self.image_constants, codes):
+        if not fixed_loops.codes_of_images(x, *self.image_constants, codes):
             return None
         logits = self._on_cpu(codes).astype(np.float32)
         return (logits - np.float32(self.logit_zero)) * np.float32(self.logit_scale)

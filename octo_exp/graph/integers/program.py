@@ -17,7 +17,6 @@ from octo_exp.graph.parts import ConvSpec, PoolSpec
 from octo_exp.graph.spec import ModelSpec
 from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu.compiled import INNER, njit
-from octo_exp.kernels.cpu.image_codes import quantize
 
 # Images up to which the calls weigh beside the work.
 MAX_IMAGES = 8
@@ -88,9 +87,9 @@ def run_images(
     logit_zero: np.float32,
     logits: np.ndarray,
 ) -> bool:
-    """x [N, C, H, W] float32 -> logits [N, classes] float32; False where `quantize` says so; image: its constants."""
+    """x [N, C, H, W] float32 -> logits [N, classes] float32; False where a pixel has no code; image: its constants."""
     n, last = x.shape[0], table[-1]
-    if not quantize(x, *image, _image(memory, n, 0, x.shape[2], x.shape[1])):
+    if not fixed_loops.codes_of_images(x, *image, _image(memory, n, 0, x.shape[2], x.shape[1])):
         return False
     run(table, weights, constants, memory, n)
     codes = _image(memory, n, last.y, 1, last.y_channels)
@@ -113,7 +112,7 @@ class Program:
     Args:
         spec: the graph.
         convs: its convolutions in order of execution, each a module.
-        image: constants of `quantize`.
+        image: constants of `codes_of_images`.
         logit: scale and zero point of the logits.
 
     """
@@ -159,7 +158,7 @@ class Program:
         return all(buffers[name] is t and t._version == version for buffers, name, t, version in self._made_of)
 
     def __call__(self, x: np.ndarray) -> np.ndarray | None:
-        """x [N, C, H, W] float32 -> logits [N, classes] float32; None where `images.quantize` denies a number."""
+        """x [N, C, H, W] float32 -> logits [N, classes] float32; None where `codes_of_images` denies a number."""
         n = len(x)
         logits = np.empty((n, int(self.table[-1]["y_channels"])), np.float32)
         arrays = self.table, self.weights, self.constants, room.of(np.int8, n, self._codes).reshape(-1)

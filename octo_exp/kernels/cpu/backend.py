@@ -6,7 +6,7 @@ from torch import Tensor
 
 from octo_exp.kernels import int8
 from octo_exp.kernels.backend import Backend
-from octo_exp.kernels.cpu import conv, loops, noise
+from octo_exp.kernels.cpu import conv, loops
 from octo_exp.kernels.cpu.conv import finish, offset_rows, outputs, per_channel
 from octo_exp.kernels.cpu.loops import array, use_torch_threads
 from octo_exp.kernels.int8 import (
@@ -59,10 +59,7 @@ class Cpu(Backend):
             return out
         bounds = [np.float32(d if v is None else v.item()) for v, d in ((low, -np.inf), (high, np.inf))]
         constants = (np.float32(scale.item()), np.float32(zero_point.item()), *limits, *bounds)
-        if seed is None:
-            loops.quantize(array(source), target, *constants)
-        else:
-            noise.quantize_noisy(array(source), target, np.uint64(seed), *constants)
+        loops.quantize(array(source), target, None if seed is None else np.uint64(seed), *constants)
         return out
 
     def activate(self, y: Tensor, steps: Epilogue) -> tuple[Tensor, Tensor | None]:
@@ -151,7 +148,8 @@ class Cpu(Backend):
         if not geometry.can_fuse(x, w[0].numel()):
             return super().conv2d_scaled(x, w, geometry, pad_value=pad_value, scale=scale, offset=offset, steps=steps)
         check_int8(x=x, w=w)
-        return conv.convolve(x, w, geometry, pad_value, scale, offset, steps)
+        columns = conv.input_columns(channels_last_rows(x), (w.shape[2], w.shape[3]), geometry, pad_value, w.shape[0])
+        return conv.multiply_and_finish(columns, channels_last_rows(w).flatten(1).t(), scale, offset, steps)
 
     def conv2d_grad_input_scaled(
         self, g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry, *, scale: Tensor
@@ -191,7 +189,9 @@ class Cpu(Backend):
         """Of one group, as a convolution of codes."""
         if geometry.groups > 1:
             return super().float_conv2d(x, w, bias, geometry, steps)
-        return conv.convolve(x.detach(), w.detach(), geometry, 0, torch.ones(()), bias, steps)
+        x, w = x.detach(), w.detach()
+        columns = conv.input_columns(channels_last_rows(x), (w.shape[2], w.shape[3]), geometry, 0, w.shape[0])
+        return conv.multiply_and_finish(columns, channels_last_rows(w).flatten(1).t(), torch.ones(()), bias, steps)
 
     def float_conv2d_grad_weight(
         self,

@@ -61,13 +61,11 @@ def finish(
     channels = shape[-1]
     use_torch_threads()
     rows = (array(acc), scale, offset, array(out).reshape(-1, channels))
-    if mask is None or steps is None:
-        loops.finish(*rows)
-    elif steps.pool == 1:
-        loops.finish_relu(*rows, array(mask).reshape(-1, mask.shape[-1]))
+    kept = None if mask is None else array(mask).reshape(-1, mask.shape[-1])
+    if steps is None or steps.pool == 1:
+        loops.finish(*rows, kept)
     else:
-        index = array(mask).reshape(-1, channels)
-        loops.finish_pool(*rows, index, (shape[1], shape[2]), steps.pool, steps.relu)
+        loops.finish_pool(*rows, kept, (shape[1], shape[2]), steps.pool, steps.relu)
 
 
 def _chunks(images: int, bytes_per_image: int, rows_per_image: int) -> list[slice]:
@@ -152,20 +150,6 @@ def multiply_and_finish(
         acc, shape = _multiply(a, weight, buffer[: a.shape[0]]), (images.stop - images.start, *columns.size, channels)
         finish(acc, *constants, shape, steps, rows[images], None if mask is None else mask[images])
     return out, mask
-
-
-def convolve(
-    x: Tensor,
-    w: Tensor,
-    geometry: ConvGeometry,
-    pad_value: Tensor | int,
-    scale: Tensor,
-    offset: Tensor | None,
-    steps: Epilogue | None,
-) -> tuple[Tensor, Tensor | None]:
-    """x [N, C, H, W], w [O, C, KH, KW], both int8 or both float32, one group: see `Backend.conv2d_scaled`."""
-    columns = input_columns(channels_last_rows(x), (w.shape[2], w.shape[3]), geometry, pad_value, w.shape[0])
-    return multiply_and_finish(columns, channels_last_rows(w).reshape(w.shape[0], -1).t(), scale, offset, steps)
 
 
 def sum_products(columns: Columns, rows: Callable[[slice], Tensor], outputs: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compiled loops of the integer graph on a CPU (numba): integers only, images NHWC.
+"""Compiled loops of the integer graph on a CPU (numba): integers only, images NHWC, and the codes of float images.
 
 Work is split by rows of images; no result depends on the split. What the arithmetic is stands in `fixed`.
 """
@@ -12,6 +12,25 @@ from octo_exp.kernels.cpu.vectors import LANES, load, store
 # Rows of a matrix that a thread takes at a time, and the elements from which on threads are worth their start.
 _ROWS = 16
 PARALLEL = 2**14
+
+
+@njit(**OUTER)
+def codes_of_images(x, scale, zero, low, high, out):
+    """x [N, C, H, W] float32 -> out [N, H, W, C] = clamp(rint(x / scale) + zero, -128, 127).
+
+    False where one is nan, or not within low and high.
+    """
+    n, channels, height, width = x.shape
+    wrong = 0
+    for r in prange(n * height):
+        image, y = x[r // height], r % height
+        for c in range(channels):
+            for column in range(width):
+                v = image[c, y, column]
+                wrong += np.int64(not low <= v <= high)
+                code = np.rint(v / scale) + zero
+                out[r // height, y, column, c] = np.int8(min(max(code, np.float32(-128)), np.float32(127)))
+    return wrong == 0
 
 
 @njit(**INNER)

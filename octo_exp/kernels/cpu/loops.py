@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
+from octo_exp.kernels.cpu.noise import uniform
 
 # torch has loaded its OpenMP before: the same threads serve both, and none waits for the other's.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
@@ -35,31 +36,38 @@ def use_torch_threads() -> None:
 
 
 @njit(**INNER)
-def _quantize(t, out, scale, zero_point, q_min, q_max, low, high):
+def _quantize(t, out, first, seed, scale, zero_point, q_min, q_max, low, high):
     for i in range(t.size):
         v = t[i]
         v = low if v < low else v
         v = high if v > high else v
-        v = np.rint(v / scale) + zero_point
+        # Which of the two is known when the loop is compiled.
+        if seed is None:
+            v = np.rint(v / scale) + zero_point
+        else:
+            v = np.floor(v / scale + uniform(np.uint64(first + i), seed)) + zero_point
         v = q_min if v < q_min else v
         v = q_max if v > q_max else v
         out[i] = np.int8(v)
 
 
 @njit(**OUTER)
-def quantize(t, out, scale, zero_point, q_min, q_max, low, high):
-    """t [M], float32 -> out [M] int8; every bound and constant a float32."""
+def quantize(t, out, seed, scale, zero_point, q_min, q_max, low, high):
+    """t [M], float32 -> out [M] int8; every bound and constant a float32.
+
+    seed: None rounds to nearest even; a uint64 is for floor(. + noise), where element i draws from (seed, i).
+    """
     n = t.size
     for b in prange((n + BLOCK - 1) // BLOCK):
         start, stop = b * BLOCK, min(n, b * BLOCK + BLOCK)
-        _quantize(t[start:stop], out[start:stop], scale, zero_point, q_min, q_max, low, high)
+        _quantize(t[start:stop], out[start:stop], start, seed, scale, zero_point, q_min, q_max, low, high)
 
 
 @njit(**OUTER)
 def quantize_rows(t, out, scale, q_min, q_max):
     """t [R, K] float32, scale [R] -> out [R, K] int8: one scale a row, no zero point."""
     for r in prange(t.shape[0]):
-        _quantize(t[r], out[r], scale[r], _ZERO, q_min, q_max, -np.float32(np.inf), np.float32(np.inf))
+        _quantize(t[r], out[r], 0, None, scale[r], _ZERO, q_min, q_max, -np.float32(np.inf), np.float32(np.inf))
 
 
 @njit(**INNER)
@@ -152,15 +160,6 @@ def _finish(acc, scale, offset, first, y):
             target[c] = np.float32(source[c]) * scale[c] + shift[c]
 
 
-@njit(**OUTER)
-def finish(acc, scale, offset, y):
-    """acc [M, C], scale [C], offset [P, C] (row m takes m mod P) -> y = acc*scale + offset, float32."""
-    rows = max(1, BLOCK // max(1, acc.shape[1]))
-    for b in prange((acc.shape[0] + rows - 1) // rows):
-        start, stop = b * rows, min(acc.shape[0], b * rows + rows)
-        _finish(acc[start:stop], scale, offset, start, y[start:stop])
-
-
 # byte -> for each of its 8 bits all ones or all zeros, to be ANDed with a float's own bits.
 _SELECT = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, -1, 0).astype(np.int32)
 # Eight bytes of 0 or 1, read as one integer and multiplied by it, have their bits side by side in the highest byte.
@@ -186,13 +185,17 @@ def _relu_bits(y, bits):
 
 
 @njit(**OUTER)
-def finish_relu(acc, scale, offset, y, bits):
-    """As `finish`, then ReLU; bits [M, ceil(C/8)] uint8: which outputs are not 0, lowest bit first."""
+def finish(acc, scale, offset, y, bits):
+    """acc [M, C], scale [C], offset [P, C] (row m takes m mod P) -> y = acc*scale + offset, float32, then ReLU or not.
+
+    bits [M, ceil(C/8)] uint8: which outputs are not 0, lowest bit first; None where there is no ReLU.
+    """
     rows = max(1, BLOCK // max(1, acc.shape[1]))
     for b in prange((acc.shape[0] + rows - 1) // rows):
         start, stop = b * rows, min(acc.shape[0], b * rows + rows)
         _finish(acc[start:stop], scale, offset, start, y[start:stop])
-        _relu_bits(y[start:stop], bits[start:stop])
+        if bits is not None:
+            _relu_bits(y[start:stop], bits[start:stop])
 
 
 @njit(**INNER)

@@ -25,7 +25,7 @@ class Triton(Backend):
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, int32."""
-        return gemm.matmul(a, b)
+        return gemm.multiply(a, b)
 
     def quantize(
         self,
@@ -66,7 +66,7 @@ class Triton(Backend):
         if a.shape[1] > MAX_K:
             return super().matmul_scaled(a, b, scale, offset, steps)
         check_int8(a=a, b=b)
-        return self._activated(gemm.matmul_scaled(a, b, scale, offset, relu=_is_relu_alone(steps)), steps)
+        return self._activated(gemm.multiply(a, b, scale, offset, relu=_is_relu_alone(steps)), steps)
 
     def conv2d_scaled(
         self,

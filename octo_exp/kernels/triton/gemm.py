@@ -88,8 +88,15 @@ def epilogue_arguments(
     return scale, offset, int(scale.numel() > 1), 1 if offset is None else offset.shape[0]
 
 
-def _launch(a: Tensor, b: Tensor, out: Tensor, scale: Tensor | None, offset: Tensor | None, relu: bool) -> Tensor:
+def multiply(
+    a: Tensor, b: Tensor, scale: Tensor | None = None, offset: Tensor | None = None, *, relu: bool = False
+) -> Tensor:
+    """[M, K], [K, N] int8, scale scalar or [N], offset [N], [P, N] or None -> a@b*scale + offset, [M, N] float32.
+
+    Without a scale the sums, int32: the caller keeps K small enough for them.
+    """
     (m, k), n = a.shape, b.shape[1]
+    out = torch.empty((m, n), dtype=torch.int32 if scale is None else torch.float32, device=a.device)
     scale, offset, scale_stride, offset_rows = epilogue_arguments(scale, offset, n)
     sizes = (m, n, k, *a.stride(), *b.stride(), scale_stride, offset_rows)
 
@@ -102,18 +109,6 @@ def _launch(a: Tensor, b: Tensor, out: Tensor, scale: Tensor | None, offset: Ten
     layout = (int(a.stride(1) == 1), int(b.stride(0) == 1))
     run(choose("gemm", (triton.next_power_of_2(m), n, k, *layout), a.device, run))
     return out
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """[M, K] int8, [K, N] int8 -> [M, N] int32. The caller keeps K small enough for int32 sums."""
-    out = torch.empty((a.shape[0], b.shape[1]), dtype=torch.int32, device=a.device)
-    return _launch(a, b, out, None, None, False)
-
-
-def matmul_scaled(a: Tensor, b: Tensor, scale: Tensor, offset: Tensor | None, *, relu: bool) -> Tensor:
-    """[M, K], [K, N] int8, scale scalar or [N], offset [N], [P, N] or None -> a@b*scale + offset, [M, N] float32."""
-    out = torch.empty((a.shape[0], b.shape[1]), dtype=torch.float32, device=a.device)
-    return _launch(a, b, out, scale, offset, relu)
 
 
 @triton.jit
