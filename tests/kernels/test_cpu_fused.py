@@ -174,7 +174,7 @@ def test_chunks_change_nothing_and_keep_the_columns_small(case, monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_linear_weight_gradient_may_come_in_parts(rows, monkeypatch):
-    monkeypatch.setattr(cpu_backend, "ACCUMULATOR_BYTES", rows * 4 * 9)
+    monkeypatch.setattr(conv, "CHUNK_BYTES", rows * 4 * 9)
     g, x, offset = codes(7, 5), codes(7, 9, seed=1), torch.randn(5)
     both("matmul_grad_weight", g, x, torch.tensor(3e-4), offset)
 

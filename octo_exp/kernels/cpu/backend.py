@@ -20,10 +20,6 @@ from octo_exp.kernels.int8 import (
 )
 from octo_exp.workload import Epilogue
 
-# Accumulators of a linear layer's weight gradient that exist at a time: the whole would double its memory, and its page
-# faults.
-ACCUMULATOR_BYTES = 8 * 2**20
-
 
 class Cpu(Backend):
     """As `Backend` says; what has no compiled form runs in plain torch."""
@@ -120,12 +116,12 @@ class Cpu(Backend):
         return out, mask
 
     def matmul_grad_weight(self, g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
-        """Some rows at a time."""
+        """Some rows at a time: all accumulators would double the gradient's memory, and its page faults."""
         if not 0 < g.shape[0] <= MAX_K:
             return super().matmul_grad_weight(g, x, scale, offset)
         check_int8(g=g, x=x)
         o, i = g.shape[1], x.shape[1]
-        rows = max(1, ACCUMULATOR_BYTES // max(1, 4 * i))
+        rows = max(1, conv.CHUNK_BYTES // max(1, 4 * i))
         out, buffer = torch.empty((o, i)), torch.empty((min(rows, o), i), dtype=torch.int32)
         for start in range(0, o, rows):
             part = slice(start, min(o, start + rows))

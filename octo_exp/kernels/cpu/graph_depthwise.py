@@ -9,8 +9,8 @@ taken one by one, so that what lies between an input and its output stays in the
 import numpy as np
 
 from octo_exp.kernels.cpu.compiled import INNER, OUTER, njit, prange
-from octo_exp.kernels.cpu.graph_loops import STEP, block_size, fold, mask_image, period_of, rescale_image, tiled
-from octo_exp.kernels.cpu.vectors import LANES, floats, load, multiply_add, spread, store
+from octo_exp.kernels.cpu.graph_loops import block_size, centre, fold, mask_image, period_of, rescale_image, tiled
+from octo_exp.kernels.cpu.vectors import LANES, load, multiply_add, spread, store
 
 # A code less its zero point is at most 255, a weight 128.
 MAX_TAPS = 2**24 // (255 * 128)
@@ -23,26 +23,17 @@ def _room(size, padding, stride, channels):
     return np.zeros(rows * stride * columns * channels + LANES, np.float32), columns * channels
 
 
-@njit(**STEP)
-def _centre(codes, at, zeros, out, to, n):
-    store(out, to, n, floats(load(codes, at, n)) - zeros)
-
-
 @njit(**INNER)
 def _padded(image, zero, padding, stride, channels, out, columns):
     # image [H, W * C] int8 -> inside of out [H + 2p, stride, columns]: codes less their zero point.
-    zeros, flat, width = spread(np.float32(zero)), image.reshape(-1), image.shape[1]
+    flat, width = image.reshape(-1), image.shape[1]
     # A run of pixels with one remainder.
     size = width if stride == 1 else channels
-    whole = size // LANES * LANES
     for y in range(image.shape[0]):
         for k in range(width // size):
             at, x = y * width + k * size, k + padding[1]
             to = ((y + padding[0]) * stride + x % stride) * columns + x // stride * channels
-            for i in range(0, whole, LANES):
-                _centre(flat, at + i, zeros, out, to + i, LANES)
-            if whole < size:
-                _centre(flat, at + whole, zeros, out, to + whole, size - whole)
+            centre(flat[at : at + size], zero, out[to : to + size])
 
 
 @njit(**INNER)
@@ -115,12 +106,8 @@ def depthwise(codes, w, x_zero, kernel, stride, padding, size, out_size, parts, 
     if not _are_codes(w):
         return False
     channels, block, row = w.shape[0], block_size(bias.size), out_size[1] * w.shape[0]
-    taps, shifts, biases, scales = (
-        _taps(w, np.arange(w.shape[1])),
-        np.zeros(block, np.float32),
-        tiled(bias, block),
-        tiled(scale, block),
-    )
+    taps, shifts = _taps(w, np.arange(w.shape[1])), np.zeros(block, np.float32)
+    biases, scales = tiled(bias, block), tiled(scale, block)
     for p in prange(parts):
         # A thread's own buffers, whose border stays 0: fresh memory would cost more than the sums.
         image, columns = _room(size, padding, stride, channels)

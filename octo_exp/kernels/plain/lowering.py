@@ -129,13 +129,9 @@ def _taps(
     """(kernel row, kernel column, rows, columns): the padded input positions that each tap reads."""
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
     for i in range(kernel[0]):
+        rows = slice(i * dh, i * dh + (out[0] - 1) * sh + 1, sh)
         for j in range(kernel[1]):
-            yield (
-                i,
-                j,
-                slice(i * dh, i * dh + (out[0] - 1) * sh + 1, sh),
-                slice(j * dw, j * dw + (out[1] - 1) * sw + 1, sw),
-            )
+            yield i, j, rows, slice(j * dw, j * dw + (out[1] - 1) * sw + 1, sw)
 
 
 def _depthwise(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:

@@ -35,6 +35,7 @@ class Blocks:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
 
 
+Launch = Callable[[Blocks], object]
 # Two operands' tiles take at most 48 KiB in all stages: every device that multiplies int8 has that much shared memory.
 TILES = (
     Blocks(m=64, n=64, k=64, warps=4, stages=4),
@@ -67,12 +68,7 @@ class BlockCache:
         self._chosen: dict[tuple[str, str, tuple[int, ...]], Blocks] = {}
 
     def choose(
-        self,
-        kernel: str,
-        shape: tuple[int, ...],
-        device_name: str,
-        candidates: Sequence[Blocks],
-        launch: Callable[[Blocks], object],
+        self, kernel: str, shape: tuple[int, ...], device_name: str, candidates: Sequence[Blocks], launch: Launch
     ) -> Blocks:
         """Return the fastest candidate; it is timed where neither this process nor the file knows it."""
         key = (device_name, kernel, shape)
@@ -99,11 +95,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def choose(
-    kernel: str,
-    shape: tuple[int, ...],
-    device: torch.device,
-    launch: Callable[[Blocks], object],
-    candidates: Sequence[Blocks] = TILES,
+    kernel: str, shape: tuple[int, ...], device: torch.device, launch: Launch, candidates: Sequence[Blocks] = TILES
 ) -> Blocks:
     """Return the blocks of a kernel for a shape; `launch(blocks)` runs it whole, any number of times."""
     if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1":

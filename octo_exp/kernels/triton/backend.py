@@ -49,9 +49,8 @@ class Triton(Backend):
 
     def scale_rows(self, acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         """Of int32."""
-        return (
-            gemm.scale_rows(acc, scale, offset) if acc.dtype == torch.int32 else super().scale_rows(acc, scale, offset)
-        )
+        form = gemm.scale_rows if acc.dtype == torch.int32 else super().scale_rows
+        return form(acc, scale, offset)
 
     def _activated(self, y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None]:
         """y, cut already where ReLU is all there is -> (activated y, mask)."""

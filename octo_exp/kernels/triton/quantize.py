@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Elements a program.
-BLOCK = 1024
+from octo_exp.kernels.triton.gemm import BLOCK
 
 
 @triton.jit
