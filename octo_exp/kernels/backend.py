@@ -227,4 +227,6 @@ class Backend(Products):
         """x [N, C, H, W] and g, masked, of the output's shape, float32 -> dw [O, C/G, KH, KW] float32."""
         if mask is not None and steps is not None and steps.pool > 1:
             g = self.spread(g, mask, steps, geometry.output_size(x.shape[2], x.shape[3], (w_shape[2], w_shape[3])))
-        return conv2d_weight(x, w_shape, g, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        dw: Tensor = conv2d_weight(x, w_shape, g, *options)  # type: ignore[no-untyped-call]
+        return dw

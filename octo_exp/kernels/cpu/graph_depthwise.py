@@ -3,7 +3,7 @@
 An image is padded, and its columns are sorted by their remainder on division by the stride: [rows, stride, columns, C],
 where every tap reads a run of pixels. Taps are tiled to whole vectors, and four vectors of a run share each. Images are
 taken one by one, so that what lies between an input and its output stays in the cache. Layouts and splits as in
-`cpu_loops`. Sums are float32: whole ones are exact below 2^24, which `MAX_TAPS` of int8 products cannot reach.
+`graph_loops`. Sums are float32: whole ones are exact below 2^24, which `MAX_TAPS` of int8 products cannot reach.
 """
 
 import numpy as np

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def pack_bits(positive: Tensor) -> Tensor:
     """Bool [..., C] -> uint8 [..., ceil(C/8)], lowest bit first."""
-    padded = F.pad(positive, (0, -positive.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    padded = F.pad(positive, (0, -positive.shape[-1] % 8))
+    padded = padded.reshape(*padded.shape[:-1], padded.shape[-1] // 8, 8)
     weights = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=positive.device)
     return (padded * weights).sum(-1, dtype=torch.uint8)
 

@@ -40,8 +40,8 @@ def uniform(seed: int, count: int, device: torch.device | str, start: int = 0) -
     """
     key = (seed & LOW_WORD, seed >> 32)
     out = torch.empty(count, device=device)
-    for first, part in zip(range(start, start + count, CHUNK), out.split(CHUNK), strict=False):
+    for first, part in zip(range(start, start + count, CHUNK), torch.split(out, CHUNK), strict=False):
         i = torch.arange(first, first + part.numel(), device=device)
-        word = philox((i & LOW_WORD, i >> 32, 0, 0), key)[0]
+        word = torch.as_tensor(philox((i & LOW_WORD, i >> 32, 0, 0), key)[0])
         part.copy_(torch.minimum(word, LOW_WORD - word)).mul_(UNIT)
     return out
