@@ -228,5 +228,5 @@ class Backend(Products):
         if mask is not None and steps is not None and steps.pool > 1:
             g = self.spread(g, mask, steps, geometry.output_size(x.shape[2], x.shape[3], (w_shape[2], w_shape[3])))
         options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        dw: Tensor = conv2d_weight(x, w_shape, g, *options)  # type: ignore[no-untyped-call]
+        dw: Tensor = conv2d_weight(x, w_shape, g, *options)
         return dw

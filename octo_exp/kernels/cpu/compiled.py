@@ -20,8 +20,8 @@ from octo_exp.base.lock import hold
 __all__ = ["INNER", "OUTER", "njit", "prange"]
 
 # Options of a loop that others call, and of one that is called from Python and shares its work among threads.
-INNER = {"cache": True, "error_model": "numpy"}
-OUTER = {"cache": True, "error_model": "numpy", "parallel": True}
+INNER: dict[str, Any] = {"cache": True, "error_model": "numpy"}
+OUTER: dict[str, Any] = {"cache": True, "error_model": "numpy", "parallel": True}
 
 _WHAT, _REMEDY = "compiled loops", "set NUMBA_CACHE_DIR to a folder that can be written"
 

@@ -44,7 +44,7 @@ class Reference(Backend):
         check_int8(g=g, w=w)
         shape = (g.shape[0], w.shape[1] * geometry.groups, *size)
         options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        out = conv2d_input(shape, w.double(), g.double(), *options)  # type: ignore[no-untyped-call]
+        out = conv2d_input(shape, w.double(), g.double(), *options)
         return _integers(out, w.shape[0] // geometry.groups * w.shape[2] * w.shape[3])
 
     def int8_conv2d_grad_weight(
@@ -55,5 +55,5 @@ class Reference(Backend):
         shape = (g.shape[1], x.shape[1] // geometry.groups, *kernel)
         options = (geometry.stride, 0, geometry.dilation, geometry.groups)
         padded = _padded(x, geometry, pad_value)
-        out: Tensor = conv2d_weight(padded, shape, g.double(), *options)  # type: ignore[no-untyped-call]
+        out: Tensor = conv2d_weight(padded, shape, g.double(), *options)
         return out.round().to(torch.int64)
