@@ -65,14 +65,14 @@ class ImageDataModule(LightningDataModule):
         origin: where a set is from that the hub does not have, for the message of one that is not there; or None.
 
     Attributes:
-        input_shape: (channels, image_size, image_size).
-        class_names: one per class, after `setup`.
-        train_size: images trained on per epoch, before `drop_last`, after `setup`.
+        those of `protocol.DataModule`; train_size is before `drop_last`.
 
     Raises:
         UserError: any of the above out of its range; in `setup`, what `load_split` raises.
 
     """
+
+    name: str
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from octo_exp.base.signals import Stopped
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from octo_exp.data.protocol import DataModule
     from octo_exp.hw.search.archive import Archive
     from octo_exp.hw.search.scan import Problem, Search
     from octo_exp.hw.search.state import Store
@@ -162,7 +163,7 @@ def _workload(cfg: DictConfig) -> "Workload":
     from octo_exp.runs.assemble import quantize_net
     from octo_exp.tracing import optimizer_cost, trace
 
-    datamodule = instantiate(cfg.data)
+    datamodule: DataModule = instantiate(cfg.data)
     scheme = instantiate(cfg.quant, _convert_="all")
     net = build_model(cfg.model)
     shape = datamodule.input_shape
