@@ -139,7 +139,8 @@ def build_problem(cfg: DictConfig) -> "Problem":
         raise ConfigError(f"unknown search.method '{cfg.search.method}': choose one of {', '.join(METHODS)}")
     if cfg.top < 1:
         raise ConfigError(f"top must be at least 1, got {cfg.top}")
-    axes, constraints = (plain(node, resolve=True) for node in (cfg.space or cfg.default_space, cfg.constraints))
+    axes = plain(cfg.space or cfg.default_space, resolve=True)
+    constraints = {} if cfg.constraints is None else plain(cfg.constraints, resolve=True)
     for role in cfg.roles:
         if role not in ROLES:
             raise ConfigError(f"unknown role '{role}' in roles: choose among {', '.join(ROLES)}")
