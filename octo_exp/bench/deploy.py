@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import batch_sizes, parser_of, report
 from octo_exp.bench.measure import describe, in_turns, machine, pairwise_ratio
-from octo_exp.bench.subjects import batch, channels_last, config, float_net
+from octo_exp.bench.subjects import batch, config, float_net
 from octo_exp.graph.integers import IntegerNet
+from octo_exp.runs.assemble.nets import channels_last
 from octo_exp.runs.posttraining import quantized_by
 
 SUBJECTS = ("integers", "onnxruntime", "float")

@@ -23,6 +23,7 @@ from octo_exp.nn.convert import compensation_penalty, parameter_groups
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.rounding import Clock
 from octo_exp.runs.assemble import quantize_net, speed_guard
+from octo_exp.runs.assemble.nets import channels_last
 
 CONF = conf_folder()
 PLAIN = ("fp32", "fp32_channels_last", "bf16", "bf16_channels_last")
@@ -83,11 +84,6 @@ def float_net(cfg: DictConfig) -> nn.Module:
     torch.manual_seed(0)
     net: nn.Module = build_model(cfg.model)
     return net
-
-
-def channels_last(net: nn.Module) -> nn.Module:
-    """Return the net, its weights laid out for images that are channels-last."""
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def build(name: str, overrides: Sequence[str], *, batch_size: int, device: str = "cpu") -> Subject:

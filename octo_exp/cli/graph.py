@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from octo_exp.base.errors import ConfigError, UserError
-from octo_exp.base.files import expanded
+from octo_exp.base.files import expanded, write_bytes
 from octo_exp.graph.files.reader import read_model
-from octo_exp.graph.files.writer import write_atomically
 from octo_exp.graph.train.chains import MODES
 from octo_exp.graph.train.graph_net import McuNet
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _arguments(argv)
         net = McuNet.with_classifier(read_model(options.model), mode=options.mode)
         images = read_images(options.input, net.spec.image.channels)
-        write_atomically(options.output, _npy(logits(net, images)))
+        write_bytes(expanded(options.output), _npy(logits(net, images)), remedy="give another path")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

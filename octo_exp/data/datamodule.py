@@ -19,8 +19,8 @@ from octo_exp.data.own import OwnTransforms
 from octo_exp.data.pixels import Rows, Target, chosen_pixels
 from octo_exp.data.sampler import Batch, BatchLoader, EpochSampler, Stream, keyed_generator, stratified_indices
 from octo_exp.data.set_spec import KINDS, Spec, Split
-from octo_exp.data.sources import load_split
-from octo_exp.data.transforms import center_crop, match_channels, normalize
+from octo_exp.data.sources import load_splits
+from octo_exp.data.transforms import center_crop, normalize, statistics
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ class ImageDataModule(LightningDataModule):
         origin: where a set is from that the hub does not have, for the message of one that is not there; or None.
 
     Attributes:
-        input_shape: (channels, image_size, image_size).
-        class_names: one per class, after `setup`.
-        train_size: images trained on per epoch, before `drop_last`, after `setup`.
+        those of `protocol.DataModule`; train_size is before `drop_last`.
 
     Raises:
         UserError: any of the above out of its range; in `setup`, what `load_split` raises.
 
     """
+
+    name: str
 
     def __init__(
         self,
@@ -137,8 +137,10 @@ class ImageDataModule(LightningDataModule):
             class_split=self.train_names[0],
             origin=origin,
         )
-        self.mean = torch.tensor(self._statistics("mean", mean))
-        self.std = torch.tensor(self._statistics("std", std))
+        self.mean, self.std = (
+            torch.tensor(statistics(key, values, channels=self.channels, native=self.spec.shape[0]))
+            for key, values in (("mean", mean), ("std", std))
+        )
         if not bool((self.std > 0).all()):
             raise UserError(f"data.std={list(std)}: every value must be above 0")
         self.class_names: tuple[str, ...] = ()
@@ -146,14 +148,6 @@ class ImageDataModule(LightningDataModule):
         self._splits: dict[str, tuple[Tensor | Rows, Tensor]] = {}
         self._train_loader: BatchLoader | None = None
         self._resume: tuple[int, int] | None = None
-
-    def _statistics(self, key: str, values: Sequence[float]) -> tuple[float, ...]:
-        if len(values) not in (self.channels, self.spec.shape[0]):
-            raise UserError(
-                f"data.{key}={list(values)} has {len(values)} value(s): it needs one per channel, {self.spec.shape[0]} "
-                f"(data.shape) or {self.channels} (data.channels)"
-            )
-        return match_channels([float(value) for value in values], self.channels)
 
     def content(self) -> str:
         """A hash of what the splits are made of; nothing is decoded. UserError where a split is not there."""
@@ -170,7 +164,8 @@ class ImageDataModule(LightningDataModule):
             self._setup_test()
 
     def _setup_train(self) -> None:
-        parts = self._load(self.train_names)
+        parts = load_splits(self.spec, self.train_names, self.class_names)
+        self.class_names = parts[0].class_names
         labels = torch.cat([part.labels for part in parts])
         rows = torch.arange(len(labels))
         if self.limit_train is not None and self.limit_train < len(labels):
@@ -192,24 +187,13 @@ class ImageDataModule(LightningDataModule):
         self.own_transforms(center_crop(self._splits["train"][0][torch.arange(2)], self.image_size), seed=0)
 
     def _setup_test(self) -> None:
-        parts = self._load(self.test_names)
+        parts = load_splits(self.spec, self.test_names, self.class_names)
+        self.class_names = parts[0].class_names
         labels = torch.cat([part.labels for part in parts])
         rows = torch.arange(len(labels))
         if self.limit_test is not None and self.limit_test < len(labels):
             rows = stratified_indices(labels, self.limit_test, keyed_generator(Stream.LIMIT))
         self._splits["test"] = self._pixels(parts, self.test_names, rows), labels[rows]
-
-    def _load(self, names: Sequence[str]) -> list[Split]:
-        parts: list[Split] = []
-        for name in names:
-            parts.append(load_split(self.spec, name))
-            if self.class_names and parts[-1].class_names != self.class_names:
-                raise UserError(
-                    f"data set {self.name}: the {name} split's class names differ from the other split's: they do not "
-                    f"belong together, download both again"
-                )
-            self.class_names = parts[-1].class_names
-        return parts
 
     def _pixels(self, parts: Sequence[Split], names: Sequence[str], rows: Tensor) -> Tensor | Rows:
         target = Target(size=self.kept_size, fit=self.fit, channels=self.channels)

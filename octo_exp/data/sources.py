@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,25 @@ log = logging.getLogger(__name__)
 
 # A fifth of scikit-learn's 1,797 digits; the same images for every seed, so that test accuracies compare.
 _DIGITS_TEST_IMAGES = 359
+
+
+def load_splits(spec: Spec, names: Sequence[str], class_names: tuple[str, ...]) -> list[Split]:
+    """Read splits that belong together; `class_names`: those of splits read before, empty where there are none.
+
+    Raises:
+        UserError: see `load_split`; or the names of classes differ.
+
+    """
+    parts: list[Split] = []
+    for name in names:
+        parts.append(load_split(spec, name))
+        if class_names and parts[-1].class_names != class_names:
+            raise UserError(
+                f"data set {spec.name}: the {name} split's class names differ from the other split's: they do not "
+                f"belong together, download both again"
+            )
+        class_names = parts[-1].class_names
+    return parts
 
 
 def load_split(spec: Spec, split: str) -> Split:

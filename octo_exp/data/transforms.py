@@ -91,6 +91,16 @@ def match_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return tuple(values) * channels
 
 
+def statistics(key: str, values: Sequence[float], *, channels: int, native: int) -> tuple[float, ...]:
+    """data.mean or data.std as written -> one number a channel; UserError where it fits neither number of channels."""
+    if len(values) not in (channels, native):
+        raise UserError(
+            f"data.{key}={list(values)} has {len(values)} value(s): it needs one per channel, {native} "
+            f"(data.shape) or {channels} (data.channels)"
+        )
+    return match_channels([float(value) for value in values], channels)
+
+
 def normalize(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
     """(images / 255 - mean) / std; images [B, C, H, W] uint8, mean and std [C] in units of 1 -> float32."""
     shape = (1, -1, 1, 1)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from octo_exp.base import signals
 from octo_exp.base.errors import UserError
 from octo_exp.data.protocol import DataModule
-from octo_exp.graph.train.update.convolutions import UpdatableNet
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.runs import folder as folders
 from octo_exp.runs import results
 from octo_exp.runs.assemble import Built, choice
@@ -103,7 +103,7 @@ def callback_results(callbacks: Mapping[str, Any]) -> dict[str, Any]:
 def _update_facts(cfg: DictConfig, built: Built) -> dict[str, Any]:
     """Return the update rule's name and the memory that it needs beside the forward pass."""
     net = built.module.net
-    if built.rule is None or not isinstance(net, UpdatableNet):
+    if built.rule is None or not isinstance(net, McuNet):
         return {"update": None}
     account = built.rule.memory(net)
     return {

@@ -157,7 +157,7 @@ def test_without_its_compensation_a_net_would_be_another(trips, monkeypatch):
     monkeypatch.setattr(fold, "_add_to_bias", lambda layer, term: None)
     dropped = subject.graph_of(trip.graph.source, calibration=CALIBRATION, profile=None)
     assert kept >= 0.97
-    assert subject.comparison(dropped)["same_class_as_run"] < kept - 0.2
+    assert subject.comparison(dropped, trip.graph.source)["same_class_as_run"] < kept - 0.2
 
 
 CALIBRATION = {

@@ -8,7 +8,7 @@ from octo_exp.base.errors import ConfigError
 from octo_exp.cli.dse import outcome as dse_report
 from octo_exp.cli.dse import search as dse
 from octo_exp.workload import ROLES
-from tests.sweeps.dse_helpers import BASE, composed, rows, searched
+from tests.sweeps.dse_helpers import BASE, SMALL, composed, rows, searched
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,11 @@ def test_a_search_that_cannot_be_is_one_line(overrides, line, tmp_path):
         searched(tmp_path, *overrides)
     assert line in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_no_constraints_at_all_limit_nothing(tmp_path):
+    space = dse.build_problem(composed(tmp_path, SMALL, "constraints=null")).space
+    assert (len(space), space.limits) == (3 * 16 * 16, {})
 
 
 @pytest.mark.parametrize("objectives", [["cycles"], ["total_cycles", "energy"], ["cycles", "memory", "utilization"]])

@@ -6,7 +6,8 @@ import torch
 
 from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.graph.train.trained import NOTHING
-from octo_exp.graph.train.update import SparseUpdate, UpdateRule
+from octo_exp.graph.train.update.rule import UpdateRule
+from octo_exp.graph.train.update.selection import SparseUpdate
 from octo_exp.tracing import trace
 from tests.graph.helpers import tiny_model
 from tests.graph.update.helpers import sparse

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from octo_exp.graph.files.reader import read_model
-from octo_exp.graph.train.update import update_memory
 from octo_exp.graph.train.update.convolutions import LayerShape
+from octo_exp.graph.train.update.extra_memory import update_memory
 from octo_exp.hw import step_memory
 from octo_exp.runs.callbacks.kept_memory import SavedTensors
 from octo_exp.tracing import OptimizerCost

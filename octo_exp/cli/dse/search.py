@@ -27,6 +27,7 @@ from octo_exp.base.signals import Stopped
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from octo_exp.data.protocol import DataModule
     from octo_exp.hw.search.archive import Archive
     from octo_exp.hw.search.scan import Problem, Search
     from octo_exp.hw.search.state import Store
@@ -138,7 +139,8 @@ def build_problem(cfg: DictConfig) -> "Problem":
         raise ConfigError(f"unknown search.method '{cfg.search.method}': choose one of {', '.join(METHODS)}")
     if cfg.top < 1:
         raise ConfigError(f"top must be at least 1, got {cfg.top}")
-    axes, constraints = (plain(node, resolve=True) for node in (cfg.space or cfg.default_space, cfg.constraints))
+    axes = plain(cfg.space or cfg.default_space, resolve=True)
+    constraints = {} if cfg.constraints is None else plain(cfg.constraints, resolve=True)
     for role in cfg.roles:
         if role not in ROLES:
             raise ConfigError(f"unknown role '{role}' in roles: choose among {', '.join(ROLES)}")
@@ -162,7 +164,7 @@ def _workload(cfg: DictConfig) -> "Workload":
     from octo_exp.runs.assemble import quantize_net
     from octo_exp.tracing import optimizer_cost, trace
 
-    datamodule = instantiate(cfg.data)
+    datamodule: DataModule = instantiate(cfg.data)
     scheme = instantiate(cfg.quant, _convert_="all")
     net = build_model(cfg.model)
     shape = datamodule.input_shape

@@ -25,11 +25,6 @@ def model_bytes(spec: ModelSpec) -> bytes:
     return buffer.getvalue()
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file whose path a user typed, whole or not at all. UserError where it cannot be."""
-    write_bytes(expanded(path), data, remedy="give another path")
-
-
 def write_model(spec: ModelSpec, path: str | Path) -> None:
-    """Write the spec's file, whole or not at all; `read_model` of it gives an identical spec."""
-    write_atomically(path, model_bytes(spec))
+    """Write the spec's file, whole or not at all (UserError); `read_model` of it gives an identical spec."""
+    write_bytes(expanded(path), model_bytes(spec), remedy="give another path")

@@ -6,18 +6,18 @@ cache, for each of its groups; one of few rows is a loop of its own (`few_rows`)
 """
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octo_exp.graph.integers.fixed import AddFactors
+from octo_exp.graph.parts import ConvSpec
 from octo_exp.kernels import int8
 from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
 from octo_exp.kernels.cpu.loops import array
-from octo_exp.kernels.ops import ConvGeometry
 
 # Bytes of int32 sums that exist at a time.
 CHUNK_BYTES = 2**19
@@ -51,36 +51,21 @@ def codes_of(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2))
 
 
-class ConvIntegers(Protocol):
-    """A convolution in integers: see `IntegerConv`."""
-
-    geometry: ConvGeometry
-    weight: Tensor
-    offset: Tensor
-    value: Tensor
-    shift: Tensor
-    x_zero: int
-    y_zero: int
-    in_channels: int
-    in_size: int
-    out_size: int
-
-
 class Conv:
-    """A convolution made ready: [N, H, W, C] -> [N, OH, OW, O]; see `IntegerConv`."""
+    """A convolution made ready: [N, H, W, C] -> [N, OH, OW, O]; see `IntegerConv` for weight and constants."""
 
-    def __init__(self, layer: ConvIntegers) -> None:
-        g, weight = layer.geometry, layer.weight
-        self.geometry, self.kernel = g, (int(weight.shape[2]), int(weight.shape[3]))
-        self.x_zero, self.y_zero, self.outputs = layer.x_zero, layer.y_zero, int(weight.shape[0])
-        self.size, self.out_size = (layer.in_size, layer.in_size), (layer.out_size, layer.out_size)
+    def __init__(self, spec: ConvSpec, weight: Tensor, *constants: Tensor) -> None:
+        g = spec.geometry
+        self.geometry, self.kernel, self.outputs = g, spec.kernel_size, spec.out_channels
+        self.x_zero, self.y_zero = spec.x_zero, spec.y_zero
+        self.size, self.out_size = (spec.in_size, spec.in_size), (spec.out_size, spec.out_size)
         self.window = (self.kernel, g.stride, g.padding)
-        self.steps = (*self.window, g.dilation, self.size, self.out_size, np.int8(layer.x_zero))
-        self.constants = tuple(array(v) for v in (layer.offset, layer.value, layer.shift))
+        self.steps = (*self.window, g.dilation, self.size, self.out_size, np.int8(spec.x_zero))
+        self.constants = tuple(map(array, constants))
         # The image as it lies is the GEMM's rows.
         pointwise = self.kernel == (1, 1) and g.stride == (1, 1)
         self.is_matrix = g.padding == (0, 0) and (pointwise or self.kernel == self.size)
-        self.is_depthwise = g.groups == layer.in_channels == self.outputs > 1 and g.stride[0] == g.stride[1]
+        self.is_depthwise = g.groups == spec.in_channels == self.outputs > 1 and g.stride[0] == g.stride[1]
         if self.is_depthwise:
             self.taps = np.ascontiguousarray(array(weight)[:, 0].transpose(1, 2, 0))
         else:

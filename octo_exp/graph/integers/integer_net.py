@@ -52,8 +52,7 @@ class IntegerConv(IntegerLayer):
 
     def __init__(self, spec: ConvSpec) -> None:
         super().__init__()
-        self.geometry, self.x_zero, self.y_zero = spec.geometry, spec.x_zero, spec.y_zero
-        self.in_channels, self.in_size, self.out_size = spec.in_channels, spec.in_size, spec.out_size
+        self.spec, self.geometry, self.x_zero, self.y_zero = spec, spec.geometry, spec.x_zero, spec.y_zero
         weight = spec.weight.astype(np.int64).reshape(spec.out_channels, -1)
         factors = fixed.conv_factors(spec.x_scale, spec.w_scales, spec.y_scale)
         offset = spec.bias - spec.x_zero * weight.sum(1)
@@ -71,7 +70,8 @@ class IntegerConv(IntegerLayer):
         weight = self.weight
         # After a move it is another tensor, after a load another version of it.
         if self._ready is None or self._ready[0] is not weight or self._ready[1] != weight._version:
-            self._ready = (weight, weight._version, cpu_layers.Conv(self))
+            made = cpu_layers.Conv(self.spec, weight, self.offset, self.value, self.shift)
+            self._ready = (weight, weight._version, made)
         return self._ready[2]
 
     def plain(self, codes: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
+from torch import Tensor
 
 from octo_exp.graph.integers.cpu_layers import Conv, room
 from octo_exp.graph.integers.fixed import add_factors
@@ -102,6 +102,8 @@ def run_images(
 class ReadyConv(Protocol):
     """A convolution in integers, and what a CPU runs of it."""
 
+    _buffers: dict[str, Tensor | None]
+
     @property
     def ready(self) -> Conv: ...  # noqa: D102
 
@@ -126,8 +128,8 @@ class Program:
         logit: tuple[np.float32, np.float32],
     ) -> None:
         steps, left = steps_of(spec), iter(convs)
-        modules = [conv for conv in convs if isinstance(conv, nn.Module)]
-        self._made_of = [(m._buffers, name, t, t._version) for m in modules for name, t in m.named_buffers()]
+        buffers = [(conv._buffers, name, t) for conv in convs for name, t in conv._buffers.items()]
+        self._made_of = [(own, name, t, t._version) for own, name, t in buffers if t is not None]
         places, self._codes = {}, 0
         for name, image_made in images_of(spec).items():
             places[name] = self._codes

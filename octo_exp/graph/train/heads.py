@@ -1,5 +1,7 @@
 """What stands on the features: a float linear layer or an int8 one, at random or as the file's own classifier."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def float_classifier(spec: ConvSpec) -> FloatHead:
 
 
 def quantized_classifier(spec: ConvSpec, weight: Tensor, bias: Tensor, *, y_scale: float) -> ConvSpec:
-    """Quantise a float layer, weight [O, F], bias [O], on the image that `spec` reads; y_zero is 0.
+    """Quantise a float layer, weight [O, F], bias [O], in place of the classifier `spec`; y_zero is 0.
 
     w_scales = max|w| / 127 of each class, and no less than its bias or an update needs.
     """
@@ -65,20 +67,12 @@ def quantized_classifier(spec: ConvSpec, weight: Tensor, bias: Tensor, *, y_scal
     scales = torch.maximum(weight.abs().amax(1) / 127, for_bias).clamp(min=DEAD_SCALE).float()
     shape = (len(weight), spec.in_channels, *spec.kernel_size)
     codes = (weight / scales.double().unsqueeze(1)).round().clamp(-127, 127).reshape(shape)
-    return ConvSpec(
-        in_channels=spec.in_channels,
+    return replace(
+        spec,
         out_channels=len(weight),
-        in_size=spec.in_size,
-        out_size=1,
-        kernel_size=spec.kernel_size,
-        stride=1,
-        padding=(0, 0),
-        groups=1,
         depthwise=False,
         weight=codes.numpy().astype(np.int8),
         bias=(bias / (scales.double() * spec.x_scale)).round().numpy().astype(np.int32),
-        x_scale=spec.x_scale,
-        x_zero=spec.x_zero,
         y_scale=y_scale,
         y_zero=0,
         w_scales=scales.numpy(),

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from octo_exp.base.errors import UserError
 from octo_exp.data.protocol import DataModule
-from octo_exp.graph.train.update.convolutions import UpdatableNet
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.graph.train.update.rule import UpdateRule
 from octo_exp.kernels.ops import backend, resolve_impl
 from octo_exp.models.build import build_model
@@ -76,7 +76,7 @@ def build_module(cfg: DictConfig, datamodule: DataModule) -> Built:
     rule = update_rule(cfg, net, datamodule)
     optimizer: Callable[..., Optimizer] = optimizer_of(cfg)
     trained: list[Any] | None = None
-    if rule is not None and isinstance(net, UpdatableNet):
+    if rule is not None and isinstance(net, McuNet):
         rule.apply(net)
         optimizer, trained = partial(rule.build_optimizer, net), what_trains(net)
     module = LitClassifier(

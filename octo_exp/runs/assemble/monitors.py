@@ -1,16 +1,15 @@
 """Whether callbacks follow metrics that a run logs."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 
 from octo_exp.base.errors import ConfigError
 from octo_exp.runs.lit import LOGGED
 
 
-def check_monitors(cfg: DictConfig, callbacks: Mapping[str, Any]) -> None:
+def check_monitors(cfg: DictConfig, callbacks: Mapping[str, Callback]) -> None:
     """Raise ConfigError for a callback that follows a metric which nothing logs.
 
     Callbacks of others may log metrics of their own: with one of them, nothing is known.

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def float_net(
-    cfg: DictConfig, scheme: Scheme, net: Any, datamodule: DataModule, *, impl: str, clock: Clock
+    cfg: DictConfig, scheme: Scheme, net: nn.Module | ModelSpec, datamodule: DataModule, *, impl: str, clock: Clock
 ) -> tuple[nn.Module, Selection, Verdict | None]:
     """(net, what of it is quantised, the guard's verdict) of a float network under a scheme."""
     if isinstance(net, ModelSpec):
@@ -43,7 +43,7 @@ def float_net(
         raise UserError(f"model={name} is an int8 graph, which quant={cfg.quant.name} cannot train; use quant=native")
     # Lazy layers have no memory to lay out before the first image.
     _check_shapes(net, datamodule)
-    net = net.to(memory_format=torch.channels_last)
+    net = channels_last(net)
     if not scheme.is_float and str(cfg.trainer.precision) not in ("32-true", "32", "bf16-mixed", "16-mixed"):
         raise UserError(
             f"trainer.precision={cfg.trainer.precision}: quantised layers keep fp32 weights; use 32-true or bf16-mixed"
@@ -59,6 +59,11 @@ def float_net(
     return net, converted, verdict
 
 
+def channels_last(net: nn.Module) -> nn.Module:
+    """Return the net, its weights laid out for images that are channels-last."""
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: DataModule, *, impl: str) -> Verdict | None:
     """Return what the speed guard says where it is on; a checkpoint's net is what it was where it was trained."""
     if not cfg.kernel.guard or scheme.is_float:
@@ -70,7 +75,7 @@ def _verdict(cfg: DictConfig, scheme: Scheme, net: nn.Module, datamodule: DataMo
 
 
 def native_net(
-    cfg: DictConfig, native: Native, model: Any, datamodule: DataModule
+    cfg: DictConfig, native: Native, model: nn.Module | ModelSpec, datamodule: DataModule
 ) -> tuple[nn.Module, Selection, Verdict | None]:
     """The same of an int8 graph: of a model file, or of a float net that has its trained weights first."""
     weights = None if cfg.init_from is None else given(cfg.init_from)
@@ -97,7 +102,7 @@ def native_net(
     return net, Selection(quantized=names, floats=floats), None
 
 
-def _check_native(cfg: DictConfig, model: Any, state: dict[str, Any] | None) -> None:
+def _check_native(cfg: DictConfig, model: nn.Module | ModelSpec, state: dict[str, Any] | None) -> None:
     """Refuse settings that an int8 graph would not follow."""
     name = choice("model", cfg)
     if str(cfg.trainer.precision) not in ("32-true", "32"):

@@ -1,7 +1,5 @@
 """What a config is refused for before data are read and before a folder is touched."""
 
-from typing import Any
-
 from omegaconf import DictConfig, ListConfig
 
 from octo_exp.base.errors import UserError
@@ -43,7 +41,7 @@ def _check_one_process(cfg: DictConfig) -> None:
         )
 
 
-def _check_trains(cfg: DictConfig, scheme: Any) -> None:
+def _check_trains(cfg: DictConfig, scheme: object) -> None:
     """Refuse to test int8 layers that were never trained: their ranges are what a step has seen."""
     starts = cfg.ckpt is not None or cfg.init_from is not None or cfg.get("resume") is not None or cfg.get("source")
     if not (cfg.train and cfg.test) or starts or not isinstance(scheme, Scheme) or scheme.is_float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 
@@ -24,7 +24,7 @@ from octo_exp.runs.tracking import default_mode
 
 def build_trainer(
     cfg: DictConfig, built: Built, record: RunRecord, page: Mapping[str, str | None]
-) -> tuple[Trainer, dict[str, Any]]:
+) -> tuple[Trainer, dict[str, Callback]]:
     """Return the trainer and its callbacks by their names in the config.
 
     record: what checkpoints carry; page: id, group and resumed_from of the run in W&B.
@@ -49,7 +49,7 @@ def check_trainer(cfg: DictConfig) -> None:
     _trainer(cfg, list(callbacks.values()), [])
 
 
-def _trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
+def _trainer(cfg: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     plugins = {"plugins": [*_plugins(cfg), WholeCheckpointIO()]}
     given: dict[str, Any] = {
         "callbacks": callbacks,
@@ -72,7 +72,7 @@ def _plugins(cfg: DictConfig) -> list[Any]:
     return [construct("trainer.plugins", node) if isinstance(node, DictConfig) else node for node in nodes]
 
 
-def _callbacks(cfg: DictConfig) -> dict[str, Any]:
+def _callbacks(cfg: DictConfig) -> dict[str, Callback]:
     nodes = {name: node for name, node in (cfg.get("callbacks") or {}).items() if node}
     if not cfg.trainer.get("enable_progress_bar", True):
         nodes.pop("progress", None)

@@ -17,7 +17,7 @@ from octo_exp.base.caches import cache_folder
 from octo_exp.base.errors import UserError
 from octo_exp.base.files import write_text
 from octo_exp.data.protocol import DataModule
-from octo_exp.graph.train.update.convolutions import UpdatableNet
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.graph.train.update.rule import UpdateRule
 from octo_exp.runs.assemble.composed import choice
 
@@ -32,7 +32,7 @@ def update_rule(cfg: DictConfig, net: nn.Module, datamodule: DataModule) -> Upda
     node = cfg.get("update", None)
     if not node:
         return None
-    if not isinstance(net, UpdatableNet):
+    if not isinstance(net, McuNet):
         raise UserError(
             f"update= chooses what of a microcontroller graph trains, and model={choice('model', cfg)} under "
             f"quant={cfg.quant.name} is none; use quant=native or leave update= out"
@@ -44,15 +44,13 @@ def update_rule(cfg: DictConfig, net: nn.Module, datamodule: DataModule) -> Upda
     return _searched(cfg, net, datamodule, rule, rule.budget_kb) if cfg.train else None
 
 
-def what_trains(net: UpdatableNet) -> list[list[Any]]:
+def what_trains(net: McuNet) -> list[list[Any]]:
     """Return of each convolution whether weights and biases train, and which channels: plain values."""
     updates = [conv.update for conv in net.convs]
     return [[u.train_weight, u.train_bias, None if u.kept is None else u.kept.tolist()] for u in updates]
 
 
-def _searched(
-    cfg: DictConfig, net: UpdatableNet, datamodule: DataModule, rule: UpdateRule, budget_kb: float
-) -> UpdateRule:
+def _searched(cfg: DictConfig, net: McuNet, datamodule: DataModule, rule: UpdateRule, budget_kb: float) -> UpdateRule:
     """The rule with the best scheme within the budget; the scheme stands in the run's folder as a yaml of its own."""
     from octo_exp.graph.train.update.search import search_scheme
 

@@ -283,9 +283,9 @@ def _reason(error: BaseException) -> str:
 
 def _make_homes(folder: Path) -> None:
     """Give W&B folders beside the run where those in the user's home cannot be written: some logging needs them."""
-    import wandb
+    from wandb import env
 
-    homes = {"WANDB_CACHE_DIR": str(wandb.env.get_cache_dir()), "WANDB_DATA_DIR": str(wandb.env.get_data_dir())}
+    homes = {"WANDB_CACHE_DIR": str(env.get_cache_dir()), "WANDB_DATA_DIR": str(env.get_data_dir())}
     for name, home in homes.items():
         if not writable(Path(home)):
             os.environ[name] = str(folder / "wandb" / "home" / name.lower())

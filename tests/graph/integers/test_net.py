@@ -119,7 +119,7 @@ def test_a_layer_is_at_most_a_code_from_the_released_arithmetic(seed):
     codes = codes_for(spec, seed=seed)
     for layer, theirs in zip(integers.layers, released.layers, strict=True):
         for ours, other in zip(_convs(layer), _convs(theirs), strict=True):
-            given_codes = torch.randint(-128, 128, (3, ours.in_channels, *other.in_size), dtype=torch.int8)
+            given_codes = torch.randint(-128, 128, (3, other.in_channels, *other.in_size), dtype=torch.int8)
             off = ours(given_codes).int() - other(given_codes.float()).int()
             assert off.abs().max() <= 1
             assert (off != 0).float().mean() <= 0.01

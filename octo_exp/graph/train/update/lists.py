@@ -70,9 +70,9 @@ def _entries(value: object) -> Sequence[object]:
 
 
 def _number(entry: object) -> float:
-    if isinstance(entry, bool):
+    if isinstance(entry, bool) or not isinstance(entry, int | float | str):
         raise TypeError
-    return float(entry)  # type: ignore[arg-type]
+    return float(entry)
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from octo_exp.graph.train.update.convolutions import UpdatableConv
+from octo_exp.graph.train.modules import McuConv2d
 from octo_exp.graph.train.update.qas import scale_gradients
 from octo_exp.workload import OptimizerCost
 
@@ -33,7 +33,7 @@ class UpdateStep(Optimizer):
     plain: ClassVar[type[Optimizer]]
     qas: bool
     strict_int8: bool
-    _convs: Sequence[UpdatableConv]
+    _convs: Sequence[McuConv2d]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -68,7 +68,7 @@ class UpdateSGD(UpdateStep, SGD):
         self,
         params: Iterable[Any],
         *,
-        convs: Sequence[UpdatableConv],
+        convs: Sequence[McuConv2d],
         lr: float,
         momentum: float,
         weight_decay: float,
@@ -88,7 +88,7 @@ class UpdateAdam(UpdateStep, Adam):
         self,
         params: Iterable[Any],
         *,
-        convs: Sequence[UpdatableConv],
+        convs: Sequence[McuConv2d],
         lr: float,
         weight_decay: float,
         strict_int8: bool,
@@ -98,7 +98,7 @@ class UpdateAdam(UpdateStep, Adam):
 
 
 @torch.no_grad()
-def make_integer(conv: UpdatableConv) -> None:
+def make_integer(conv: McuConv2d) -> None:
     """Round what is trained of a convolution, half to even: weights into [-127, 127], biases into int32."""
     _round_into(conv.weight, -WEIGHT_LIMIT, WEIGHT_LIMIT)
     _round_into(conv.bias, INT32_MIN, INT32_MAX)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octo_exp.graph.spec import DEAD_SCALE
-from octo_exp.graph.train.update.convolutions import UpdatableConv
+from octo_exp.graph.train.modules import McuConv2d
 
 
 def weight_factors(w_scales: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def bias_factors(w_scales: Tensor, x_scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def scale_gradients(conv: UpdatableConv) -> None:
+def scale_gradients(conv: McuConv2d) -> None:
     """Multiply the gradients that a convolution has by their factors, in place."""
     if conv.weight.grad is not None:
         conv.weight.grad.mul_(weight_factors(conv.w_scales).reshape(-1, 1, 1, 1))

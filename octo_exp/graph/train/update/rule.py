@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from octo_exp.base.errors import UserError
-from octo_exp.graph.train.update.convolutions import LayerShape, UpdatableNet, backbone, head_inputs
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.graph.train.update.convolutions import LayerShape, backbone, head_inputs
 from octo_exp.graph.train.update.extra_memory import UpdateMemory, update_memory
 from octo_exp.graph.train.update.optimizers import MODES, UpdateAdam, UpdateSGD, UpdateStep
 from octo_exp.graph.train.update.selection import SparseUpdate
@@ -57,16 +58,16 @@ class UpdateRule:
         if self.budget_kb is not None and not (isinstance(self.budget_kb, int | float) and self.budget_kb > 0):
             raise UserError(f"update.budget_kb={self.budget_kb} must be a number of KB above 0, or null for no search")
 
-    def apply(self, net: UpdatableNet) -> None:
+    def apply(self, net: McuNet) -> None:
         """Set what trains; before a checkpoint is loaded."""
         self.sparse.apply(net)
 
-    def memory(self, net: UpdatableNet) -> UpdateMemory:
+    def memory(self, net: McuNet) -> UpdateMemory:
         """Return the account of a network under this rule."""
         shapes = [LayerShape.of(conv) for conv in backbone(net)]
         return update_memory(shapes, self.sparse.rules(shapes), head_inputs=head_inputs(net))
 
-    def parameter_groups(self, net: UpdatableNet) -> list[dict[str, Any]]:
+    def parameter_groups(self, net: McuNet) -> list[dict[str, Any]]:
         """Return the trained parameters: weights, and biases without weight decay.
 
         Raises:
@@ -83,7 +84,7 @@ class UpdateRule:
         biases = [parameter for parameter in trained if parameter.dim() == 1]
         return [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
 
-    def build_optimizer(self, net: UpdatableNet, groups: Iterable[dict[str, Any]]) -> UpdateStep:
+    def build_optimizer(self, net: McuNet, groups: Iterable[dict[str, Any]]) -> UpdateStep:
         """Return the optimizer of `parameter_groups(net)`."""
         convs, strict = list(net.convs), self.mode == "strict_int8"
         if self.optimizer == ADAM:

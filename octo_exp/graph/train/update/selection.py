@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from octo_exp.base.errors import UserError
+from octo_exp.graph.train.graph_net import McuNet
+from octo_exp.graph.train.modules import McuConv2d
 from octo_exp.graph.train.trained import Update
 from octo_exp.graph.train.update import lists
 from octo_exp.graph.train.update.channels import CRITERIA, kept_channels
-from octo_exp.graph.train.update.convolutions import LayerShape, UpdatableConv, UpdatableNet, backbone
+from octo_exp.graph.train.update.convolutions import LayerShape, backbone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +83,12 @@ class SparseUpdate:
             for index in range(len(shapes))
         )
 
-    def resolve(self, convs: Sequence[UpdatableConv]) -> list[Update]:
+    def resolve(self, convs: Sequence[McuConv2d]) -> list[Update]:
         """Return the `update` of each convolution, the kept channels chosen from its present weights."""
         rules = self.rules([LayerShape.of(conv) for conv in convs])
         return [self._update(index, conv, rule) for index, (conv, rule) in enumerate(zip(convs, rules, strict=True))]
 
-    def apply(self, net: UpdatableNet) -> None:
+    def apply(self, net: McuNet) -> None:
         """Set `update` of the backbone's convolutions and `requires_grad` of every parameter; the head trains whole.
 
         Channels are chosen once: apply to the imported weights, before a checkpoint is loaded and before training.
@@ -149,7 +151,7 @@ class SparseUpdate:
                 )
         return [int(shapes[index].in_channels * ratio) for index, ratio in zip(layers, ratios, strict=True)]
 
-    def _update(self, index: int, conv: UpdatableConv, rule: LayerRule) -> Update:
+    def _update(self, index: int, conv: McuConv2d, rule: LayerRule) -> Update:
         kept = None
         if 0 < rule.kept < conv.in_channels:
             depthwise = LayerShape.of(conv).depthwise

@@ -175,11 +175,7 @@ def test_gains_are_over_the_head_alone_and_linear_between():
     assert found.bias_gains() == [0, 0.25, 0.5, 0.4375, 0.375, 0.3125, 0.25]
     assert found.weight == {(3, 0.5): -0.5}
     assert gains_of(outcomes(losses), measure="accuracy").bias == {2: 0.125, 6: 0.0625}
-    assert found.rows() == [
-        {"what": "bias", "at": 2, "ratio": 0.0, "gain": 0.5},
-        {"what": "bias", "at": 6, "ratio": 0.0, "gain": 0.25},
-        {"what": "weight", "at": 3, "ratio": 0.5, "gain": -0.5},
-    ]
+    assert found.bias == {2: 0.5, 6: 0.25}
 
 
 def test_without_a_probe_of_biases_there_is_no_gain():
@@ -256,5 +252,5 @@ def test_a_released_model_is_searched(tmp_path):
         progress=lambda names: names,
     )
     assert result.memory.kb <= 7
-    assert [row["at"] for row in result.contributions.rows()] == [2, 40]
+    assert (list(result.contributions.bias), [conv for conv, _ in result.contributions.weight]) == ([2], [40])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

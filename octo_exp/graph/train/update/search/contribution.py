@@ -36,13 +36,6 @@ class Contributions:
             gains += [last + (gain - last) * (i - k0) / (k - k0) for i in range(k0 + 1, k + 1)]
         return gains
 
-    def rows(self) -> list[dict[str, float | str]]:
-        """Return the table, one row a probe: what (bias or weight), at (k or convolution), ratio and gain."""
-        rows: list[dict[str, float | str]] = []
-        rows += [{"what": "bias", "at": k, "ratio": 0.0, "gain": gain} for k, gain in sorted(self.bias.items())]
-        rows += [{"what": "weight", "at": i, "ratio": r, "gain": g} for (i, r), g in sorted(self.weight.items())]
-        return rows
-
 
 def probes_of(space: Space, *, bias_step: int) -> list[Probe]:
     """Return the head alone, biases of every `bias_step`th k and the most that fit, and all weights that fit."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from octo_exp.base.caches import add_json, read_json, say_once
 from octo_exp.graph.train.update.rule import UpdateRule
@@ -60,7 +60,7 @@ def _outcome(values: Any) -> Outcome | None:
 
 
 def fingerprint(
-    net: Any, *, rule: UpdateRule, train: Iterable[Batch], val: Iterable[Batch], settings: ProbeSettings
+    net: nn.Module, *, rule: UpdateRule, train: Iterable[Batch], val: Iterable[Batch], settings: ProbeSettings
 ) -> str:
     """Return a hash of all that an outcome depends on beside the probe; the network with its weights as imported."""
     sparse = rule.sparse

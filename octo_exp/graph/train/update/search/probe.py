@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.graph.train.update.convolutions import backbone
 from octo_exp.graph.train.update.rule import UpdateRule
 from octo_exp.graph.train.update.selection import SparseUpdate
@@ -65,7 +65,7 @@ class BiasProbe:
         """The probe in words."""
         return f"biases of the last {self.n_bias}"
 
-    def apply(self, net: Any, sparse: SparseUpdate) -> None:
+    def apply(self, net: McuNet, sparse: SparseUpdate) -> None:
         """Set what trains."""
         replace(sparse, n_bias=self.n_bias, n_weight=0, weight_idx=None, ratio=None).apply(net)
 
@@ -82,7 +82,7 @@ class WeightProbe:
         """The probe in words."""
         return f"weights of {self.conv} at {self.ratio:g}"
 
-    def apply(self, net: Any, sparse: SparseUpdate) -> None:
+    def apply(self, net: McuNet, sparse: SparseUpdate) -> None:
         """Set what trains."""
         replace(sparse, n_bias="all", weight_idx=[self.conv], ratio=[self.ratio]).apply(net)
         for conv in backbone(net):
@@ -98,7 +98,7 @@ class Prober:
     """
 
     def __init__(
-        self, net: Any, *, rule: UpdateRule, train: list[Batch], val: list[Batch], settings: ProbeSettings
+        self, net: McuNet, *, rule: UpdateRule, train: list[Batch], val: list[Batch], settings: ProbeSettings
     ) -> None:
         self._net, self._rule, self._settings = net, replace(rule, lr=settings.lr), settings
         self._train, self._val = train, val
@@ -160,7 +160,7 @@ class Prober:
 
 
 @contextmanager
-def preserved(net: Any) -> Iterator[None]:
+def preserved(net: McuNet) -> Iterator[None]:
     """Evaluation mode and no gradients inside; after it weights, gradients, updates and modes are as before."""
     parameters = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in net.parameters()]
     updates = [(conv, conv.update) for conv in net.convs]
@@ -181,7 +181,7 @@ def preserved(net: Any) -> Iterator[None]:
             module.training = training
 
 
-def subset(batches: Iterable[Batch], *, name: str, images: int, batch_size: int, device: Any) -> list[Batch]:
+def subset(batches: Iterable[Batch], *, name: str, images: int, batch_size: int, device: torch.device) -> list[Batch]:
     """Return the first `images` of (images [N, C, H, W], labels [N]) in batches of `batch_size`, read no further.
 
     Where there are fewer it is all of them, which is logged.

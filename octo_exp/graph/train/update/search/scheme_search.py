@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from octo_exp.base.errors import UserError
+from octo_exp.graph.train.graph_net import McuNet
 from octo_exp.graph.train.update.convolutions import LayerShape, backbone, head_inputs
 from octo_exp.graph.train.update.extra_memory import UpdateMemory
 from octo_exp.graph.train.update.rule import UpdateRule
@@ -66,7 +67,7 @@ class SearchResult:
 
 
 def search_scheme(
-    net: Any,
+    net: McuNet,
     *,
     rule: UpdateRule,
     train_batches: Iterable[Batch],
@@ -81,7 +82,7 @@ def search_scheme(
     The network is left as it was. Only what can fit the budget is probed.
 
     Args:
-        net: an `UpdatableNet` with its imported weights; its head need not be trained.
+        net: with its imported weights; its head need not be trained.
         rule: optimizer and mode of the probes; of its scheme criteria, pw1_only and seed.
         train_batches: (images [N, C, H, W] normalised, labels [N]) with classes mixed; the first images are trained on.
         val_batches: the same, of images that are held out, never of the test split.
@@ -103,10 +104,10 @@ def search_scheme(
         pw1_only=sparse.pw1_only,
         budget_kb=budget_kb,
     )
-    sizes = {"batch_size": probing.batch_size, "device": next(net.parameters()).device}
+    first = partial(subset, batch_size=probing.batch_size, device=next(net.parameters()).device)
     data = {
-        "train": subset(train_batches, name="train_images", images=probing.train_images, **sizes),
-        "val": subset(val_batches, name="val_images", images=probing.val_images, **sizes),
+        "train": first(train_batches, name="train_images", images=probing.train_images),
+        "val": first(val_batches, name="val_images", images=probing.val_images),
     }
     known = Cache(cache, fingerprint(net, rule=rule, settings=probing, **data))
     with preserved(net):
