@@ -90,7 +90,7 @@ COMMANDS = [words for words in commands() if reason(words) is None]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_a_command_runs_at_a_tiny_size(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_runs_at_a_tiny_size(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program, *rest = words
     if program == "octo":
         if rest[0] in ("train", "sweep"):
@@ -99,7 +99,9 @@ def test_a_command_runs_at_a_tiny_size(words: list[str], capsys: pytest.CaptureF
     elif rest[0] == "-m":
         code = run_program(rest[1], rest[2:])
     elif rest[0] == "sweeps/dse.py":
-        code = octo("dse", *rest[1:], *([] if "data.batch_size=1" in rest else ["data=digits"]), "hydra.run.dir=dse")
+        code = octo(
+            "dse", *rest[1:], *([] if "data.batch_size=1" in rest else ["data=digits"]), f"hydra.run.dir={tmp_path}"
+        )
     else:
         assert rest[0] == "train.py"
         code = octo("train", *(rest[1:] if "--help" in rest else tiny(rest[1:])))
