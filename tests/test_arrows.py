@@ -90,7 +90,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
         "sweep": set(),
     },
     "config": {".": {"trust"}, "trust": set()},
-    "cli": {".": set(), "dse": set()},
+    "cli": {".": set(), "dse": {"."}},
 }
 # Names of files that stand in several folders: the same thing in parallel wings.
 PARALLEL = {

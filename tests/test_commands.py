@@ -7,11 +7,14 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from octo_exp.base.errors import UserError
+from octo_exp.cli.verbs import VERBS
+from octo_exp.cli.words import paths_of, read
 from octo_exp.config import check_arguments
 from octo_exp.exports.request import parse
 from tests.configs import CONF, composed
@@ -48,11 +51,12 @@ def commands() -> list[list[str]]:
     lines = (line for page in PAGES for form in (in_blocks, in_sentences) for line in form(page.read_text()))
     found = []
     for line in lines:
-        for part in line.split(" && ") if re.match(r"(\w+=\S+ )*(python|pip|pytest) ", line) else ():
+        for part in line.split(" && ") if re.match(r"(\w+=\S+ )*(python|pip|pytest|octo) ", line) else ():
             words = shlex.split(part, comments=True)
             while re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]
-            if words not in found:
+            # The grammar itself is no command.
+            if words not in found and words[:2] != ["octo", "VERB"]:
                 found.append(words)
     return found
 
@@ -100,21 +104,38 @@ def test_every_program_takes_the_flags_of_its_commands(place, monkeypatch):
             assert re.fullmatch(r"\.\[(\w+)\]", words[-1])[1] in extras
         elif program == "python" and words[0] == "-m":
             assert importlib.util.find_spec(words[1]), words[1]
-            if words[1] == "octo_exp.exports" and words[2:]:
-                parse(words[2:])
-            elif words[2:]:
+            if words[2:]:
                 assert all("=" in setting for setting in settings_of(words[1], words[2:], monkeypatch)), words
         elif program == "python":
             assert (ROOT / words[0]).is_file()
+
+
+def test_every_verb_takes_the_words_of_its_commands(place):
+    """A verb's own settings are read; those of a run are checked with train.py's."""
+    read_ones = set()
+    for program, *words in commands():
+        if program != "octo" or words == ["--help"]:
+            continue
+        verb, *rest = words
+        assert verb in VERBS
+        if not rest:
+            continue
+        for path in paths_of(rest):
+            Path(path).mkdir(parents=True, exist_ok=True)
+        given = read(verb, rest)
+        if verb == "export":
+            parse([f"run={given.path}", *(f"{key}={value}" for key, value in given.values.items())])
+        read_ones.add(verb)
+    assert {"train", "sweep", "resume", "eval", "predict", "export", "graph"} <= read_ones
 
 
 # Half a second a command.
 @pytest.mark.slow
 def test_every_setting_of_a_command_is_one_that_its_program_takes(place, monkeypatch):
     checked = 0
-    for words in (words[1:] for words in commands() if words[0] == "python"):
+    for words in (words[1:] for words in commands() if words[0] == "python" or words[:2] == ["octo", "train"]):
         name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
-        if not rest or name == "octo_exp.exports" or rest == ["--help"]:
+        if not rest or rest == ["--help"]:
             continue
         settings = settings_of(name, rest, monkeypatch) if words[0] == "-m" else rest
         if settings:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from octo_exp.base.errors import UserError
-from octo_exp.exports.__main__ import main
+from octo_exp.cli.export import export as main
 from octo_exp.exports.source import read_run
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers import IntegerNet

@@ -15,9 +15,9 @@ from torch import nn
 from octo_exp.base.errors import ConfigError, UserError
 from octo_exp.bench import subjects
 from octo_exp.cli.dse import search as dse
+from octo_exp.cli.export import export
 from octo_exp.config.trust import check_targets
 from octo_exp.config.trust.objects import find, home
-from octo_exp.exports.__main__ import main as export
 from octo_exp.exports.request import parse, profile_of
 from octo_exp.exports.source import read_run
 from octo_exp.runs.run import run

@@ -97,18 +97,19 @@ def measure_growth(name: str, overrides: Sequence[str], *, batch_size: int, thre
     return statistics.median(growth)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure one subject in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("subject")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(options.threads)
     subject = subjects.build(options.subject, options.overrides, batch_size=options.batch)
     sys.stdout.write(json.dumps({"subject": options.subject, "growth_mib": growth_mib(subject)}) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,23 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from octo_exp.cli.words import unknown
+from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.cli.verbs import VERBS, usage_of
+from octo_exp.cli.words import Words, read, unknown
 
-# verb -> (the module whose `main` takes the rest of the words, what it does).
-VERBS = {
-    "train": ("octo_exp.cli.train", "train, test and account for one network: key=value ..."),
-    "sweep": ("octo_exp.cli.sweep", "train every combination of values: [FILE.yaml] key=a,b ..."),
-    "resume": ("octo_exp.cli.resume", "go on with a run that was broken off: RUN [key=value ...]"),
-    "eval": ("octo_exp.cli.evaluate", "test a trained network again: RUN [key=value ...]"),
-    "predict": ("octo_exp.cli.predict", "class and probability of images: IMAGES run=RUN [out=FILE.csv]"),
-    "export": ("octo_exp.cli.export", "write a run's network, verified: RUN format=onnx|c|text|mcu|report ..."),
-    "summary": ("octo_exp.runs.sweep.summary", "print the table of a sweep: FOLDER"),
-    "dse": ("octo_exp.cli.dse", "search machines for a training step: key=value ..."),
-    "bench": ("octo_exp.cli.bench", "measure: NAME [key=value ...]"),
-    "scalesim": ("octo_exp.hw.scalesim.__main__", "SCALE-Sim's reports of a topology and a config"),
-    "fetch": ("octo_exp.cli.fetch", "place the released microcontroller graphs"),
-    "graph": ("octo_exp.cli.graph", "logits of an int8 graph file for a file of images"),
-}
 _USAGE = "octo VERB [PATH] key=value ...   one verb's own words: octo VERB --help"
 
 
@@ -38,25 +25,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
-        sys.stdout.write(f"{_USAGE}\n\n" + "".join(f"  {v:{width}}  {what}\n" for v, (_, what) in VERBS.items()))
+        sys.stdout.write(f"{_USAGE}\n\n" + "".join(f"  {v:{width}}  {verb.does}\n" for v, verb in VERBS.items()))
         return 0
     if words[0] == "--version":
         from octo_exp import __version__
 
         sys.stdout.write(f"octo-exp {__version__}\n")
         return 0
-    verb, *rest = words
-    if verb not in VERBS:
-        sys.stderr.write(f"error: {unknown('verb', verb, VERBS)}\n")
-        return 2
+    name, *rest = words
+    try:
+        if name not in VERBS:
+            raise ConfigError(unknown("verb", name, VERBS))
+        return _run(name, rest)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def _run(name: str, rest: Sequence[str]) -> int:
+    """Read the words of a verb, then import it; return its exit code."""
+    verb = VERBS[name]
     # What messages and help call the program.
-    sys.argv = [f"octo {verb}", *rest]
+    sys.argv = [f"octo {name}", *rest]
+    asks = bool({"-h", "--help"} & set(rest))
+    # A verb that answers by itself takes the question as it stands.
+    given = Words(path=None, values={}, rest=rest) if asks else read(name, rest)
     # What a module makes when it is imported is not thrown away.
     gc.disable()
-    module = importlib.import_module(VERBS[verb][0])
+    module = importlib.import_module(verb.module)
     gc.enable()
-    code: int = module.main(rest)
+    if asks and not verb.tells:
+        _tell(name, module.__doc__ or "")
+        return 0
+    code: int = module.main(given)
     return code
+
+
+def _tell(name: str, doc: str) -> None:
+    """Print how a verb is called, and what its module says below its first line."""
+    _, _, more = doc.partition("\n\n")
+    sys.stdout.write(f"{usage_of(name)}\n\n{VERBS[name].does}" + (f"\n\n{more.strip()}" if more else "") + "\n")
 
 
 def _open_streams() -> None:

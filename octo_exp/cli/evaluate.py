@@ -1,23 +1,16 @@
-"""`octo eval RUN [key=value ...]`: tests a trained network again, with its own settings and those given beside."""
+"""`octo eval RUN [key=value ...]`: tests a trained network again.
 
-import sys
-from collections.abc import Sequence
+RUN is the folder of a run. Its own settings hold, and those given beside: data=, trainer.precision=, ... The results
+lie in a new folder.
+"""
+
 from typing import NoReturn
 
-from octo_exp.base.errors import UserError
 from octo_exp.cli import train
-from octo_exp.cli.words import path_and_settings, shows_help
+from octo_exp.cli.words import Words
 from octo_exp.config.resumed import evaluation
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
+def main(words: Words) -> NoReturn:
     """Test the network of the run that is named, in a new folder, and exit."""
-    if shows_help(arguments, __doc__):
-        sys.exit(0)
-    try:
-        folder, settings = path_and_settings(arguments, what="a run's folder", example="octo eval RUN")
-        words = evaluation(folder, settings)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    train.main(words)
+    train.begin(evaluation(words.given_path, words.rest))

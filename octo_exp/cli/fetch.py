@@ -1,22 +1,20 @@
-"""Puts the three published models in their place: octo fetch [--from FOLDER] [--to FOLDER].
+"""`octo fetch [FOLDER] [out=FOLDER]`: the released microcontroller graphs, checked and placed.
 
-They are taken from a folder, or from where their authors publish them, and placed where `model=` looks: OCTO_MCU_DIR,
-or models/ where the command is typed. A file whose SHA-256 differs from the known one is refused and replaces nothing.
-A wrong call ends with code 2, a file that cannot be had with 1; either says why in one line.
+They are taken from FOLDER, or from where their authors publish them, and placed where `model=` looks: in OCTO_MCU_DIR,
+or models/ where the command is typed, unless out= says otherwise. A file whose SHA-256 differs from the known one is
+refused and replaces nothing. A wrong call ends with code 2, a file that cannot be had with 1, either in one line.
 """
 
-import argparse
 import hashlib
 import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from octo_exp.base.errors import ConfigError, FailedError, UserError
+from octo_exp.base.errors import FailedError
 from octo_exp.base.files import expanded, make_folder_of, write_bytes
+from octo_exp.cli.words import Words
 
 # MIT licence; github.com/mit-han-lab/tiny-training.
 SOURCE = "https://raw.githubusercontent.com/mit-han-lab/tiny-training/main/algorithm/assets/mcu_models/"
@@ -28,18 +26,6 @@ SHA256 = {
 _TIMEOUT_S = 30
 # Of a file that is not the one looked for.
 _MOST_BYTES = 2**24
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see octo fetch --help")
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="octo fetch", description=f"The models of {SOURCE}, checked and placed.")
-    parser.add_argument("--from", dest="source", metavar="FOLDER", help="a folder that holds them; else the network")
-    parser.add_argument("--to", metavar="FOLDER", default=os.environ.get("OCTO_MCU_DIR", "models"), help="their place")
-    return parser.parse_args(argv)
 
 
 def fetch(source: Path | None, place: Path) -> list[str]:
@@ -54,8 +40,8 @@ def fetch(source: Path | None, place: Path) -> list[str]:
         if _sha256(data) != known:
             origin = f"{SOURCE}{name}" if source is None else source / name
             raise FailedError(f"{origin} is another file: its SHA-256 is {_sha256(data)[:12]}..., not {known[:12]}...")
-        make_folder_of(target, remedy="choose another with --to")
-        write_bytes(target, data, remedy="choose another folder with --to")
+        make_folder_of(target, remedy="give another out=FOLDER")
+        write_bytes(target, data, remedy="give another out=FOLDER")
         lines.append(f"{target}: {len(data):,} bytes, SHA-256 as known")
     return lines
 
@@ -76,7 +62,7 @@ def _downloaded(name: str) -> bytes:
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise FailedError(
-            f"{SOURCE}{name} cannot be had ({reason}); download the files elsewhere and give their folder with --from"
+            f"{SOURCE}{name} cannot be had ({reason}); download the files elsewhere, and octo fetch FOLDER"
         ) from error
 
 
@@ -84,20 +70,12 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
-    try:
-        options = _arguments(argv)
-        source = None if options.source is None else expanded(options.source)
-        place = expanded(options.to)
-        sys.stdout.write("\n".join(fetch(source, place)) + "\n")
-        if place.absolute() != Path(os.environ.get("OCTO_MCU_DIR", "models")).absolute():
-            sys.stdout.write(f"export OCTO_MCU_DIR={place.absolute()}\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+def main(words: Words) -> int:
+    """Place the files; return the exit code."""
+    source = None if words.path is None else expanded(words.path)
+    usual = os.environ.get("OCTO_MCU_DIR", "models")
+    place = expanded(words.values.get("out", usual))
+    sys.stdout.write("\n".join(fetch(source, place)) + "\n")
+    if place.absolute() != Path(usual).absolute():
+        sys.stdout.write(f"export OCTO_MCU_DIR={place.absolute()}\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

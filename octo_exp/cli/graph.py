@@ -1,41 +1,24 @@
-"""Run a model file on images: octo graph --model FILE.pkl --input X.npy --output Y.npy --mode MODE.
+"""`octo graph FILE.pkl images=X.npy out=Y.npy mode=MODE`: runs an int8 graph file on images.
 
 X.npy: the image's int8 codes [N, C, H, W], for a published model the pixels' (p / 255 - 0.5) * 255 rounded. Y.npy: the
-codes of the file's own classifier's logits, int8 [N, classes], written whole or not at all. A wrong call ends with code
-2, a file that does not serve with 1; either says why in one line.
+codes of the file's own classifier's logits, int8 [N, classes], written whole or not at all. mode is the arithmetic:
+that of the release in floats, or integers alone. A wrong call or a file that does not serve ends with code 2, in one
+line.
 """
 
-import argparse
 import io
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
 
-from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.base.errors import UserError
 from octo_exp.base.files import expanded, write_bytes
+from octo_exp.cli.words import Words
 from octo_exp.graph.files.reader import read_model
-from octo_exp.graph.train.chains import MODES
 from octo_exp.graph.train.graph_net import McuNet
 
 # Images at a time: memory does not grow with their number.
 BATCH = 64
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see octo graph --help")
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="octo graph", description="Logits of a microcontroller model.")
-    parser.add_argument("--model", required=True, help="model file, .pkl")
-    parser.add_argument("--input", required=True, help="int8 codes [N, C, H, W], .npy")
-    parser.add_argument("--output", required=True, help="where the logits go, .npy: int8 [N, classes]")
-    parser.add_argument("--mode", required=True, choices=tuple(MODES), help="arithmetic")
-    return parser.parse_args(argv)
 
 
 def read_images(path: str, channels: int) -> torch.Tensor:
@@ -66,18 +49,10 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
-    try:
-        options = _arguments(argv)
-        net = McuNet.with_classifier(read_model(options.model), mode=options.mode)
-        images = read_images(options.input, net.spec.image.channels)
-        write_bytes(expanded(options.output), _npy(logits(net, images)), remedy="give another path")
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+def main(words: Words) -> int:
+    """Run the file on the images; return the exit code."""
+    given = words.values
+    net = McuNet.with_classifier(read_model(words.given_path), mode=given["mode"])
+    images = read_images(given["images"], net.spec.image.channels)
+    write_bytes(given["out"], _npy(logits(net, images)), remedy="give another path")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

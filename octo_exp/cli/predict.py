@@ -1,4 +1,4 @@
-"""`octo predict IMAGES run=RUN [out=FILE.csv] [trust=[package]]`: class and probability of each image.
+"""`octo predict IMAGES run=RUN`: class and probability of each image.
 
 IMAGES is an image file, or a folder in which every image is read, at any depth. RUN is the folder of a finished run:
 its network, its image size and its normalisation. Images are brought to that size as the run's test images were.
@@ -13,29 +13,20 @@ from typing import TYPE_CHECKING, Any
 from octo_exp.base.errors import UserError
 from octo_exp.base.files import expanded, write_csv
 from octo_exp.base.homes import settle_matplotlib
-from octo_exp.cli.words import path_and_settings, shows_help, values_of
+from octo_exp.cli.words import Words
 
 if TYPE_CHECKING:
     from octo_exp.exports.source import Source
 
-_EXAMPLE = "octo predict IMAGES run=RUN [out=FILE.csv]"
 Row = tuple[str, str, float]
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(words: Words) -> int:
     """Predict, print a table or write the csv; return the exit code."""
-    if shows_help(arguments, __doc__):
-        return 0
-    try:
-        path, settings = path_and_settings(arguments, what="images", example=_EXAMPLE)
-        given = values_of(settings, ("run", "out", "trust"), needed=("run",), example=_EXAMPLE)
-        if "out" in given:
-            check_place(expanded(given["out"]))
-        files = list(image_files(expanded(path)))
-        return _predict(files, given)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    given = words.values
+    if "out" in given:
+        check_place(expanded(given["out"]))
+    return _predict(list(image_files(expanded(words.given_path))), given)
 
 
 def check_place(out: Path) -> None:

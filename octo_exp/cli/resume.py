@@ -1,23 +1,16 @@
-"""`octo resume RUN [key=value ...]`: goes on with a run that was broken off, with its own settings."""
+"""`octo resume RUN [key=value ...]`: goes on with a run that was broken off.
 
-import sys
-from collections.abc import Sequence
+RUN is its folder. Its own settings hold; beside them may stand what does not change the run so far, as a greater
+trainer.max_epochs=.
+"""
+
 from typing import NoReturn
 
-from octo_exp.base.errors import UserError
 from octo_exp.cli import train
-from octo_exp.cli.words import path_and_settings, shows_help
+from octo_exp.cli.words import Words
 from octo_exp.config.resumed import quoted
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
+def main(words: Words) -> NoReturn:
     """Go on with the run in the folder that is named, and exit."""
-    if shows_help(arguments, __doc__):
-        sys.exit(0)
-    try:
-        folder, settings = path_and_settings(arguments, what="a run's folder", example="octo resume RUN")
-        words = [f"resume={quoted(folder)}", *settings]
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    train.main(words)
+    train.begin([f"resume={quoted(words.given_path)}", *words.rest])

@@ -1,28 +1,22 @@
-"""`octo sweep [FILE.yaml] key=a,b`: a run for each combination, then one table."""
+"""`octo sweep [FILE.yaml] key=a,b`: a run for each combination, then one table.
 
-import sys
-from collections.abc import Sequence
+FILE.yaml is a sweep of your own, or the name of one of the project's: transfer, mcu_transfer. Settings are those of
+`octo train --help`; of several values a run each is made.
+"""
+
 from pathlib import Path
 from typing import NoReturn
 
 from octo_exp.base.configs import sweeps_folder
-from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.base.errors import ConfigError
 from octo_exp.cli import train
-from octo_exp.cli.words import path_and_settings
+from octo_exp.cli.words import Words
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
+def main(words: Words) -> NoReturn:
     """Train every combination, and exit."""
-    words = list(arguments)
-    try:
-        if any("=" not in word and not word.startswith(("-", "~")) for word in words):
-            example = "octo sweep FILE.yaml key=a,b"
-            path, rest = path_and_settings(words, what="a sweep's file", example=example)
-            words = [*_flags(path), *rest]
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    train.main(["-m", *words])
+    flags = [] if words.path is None else _flags(words.path)
+    train.begin(["-m", *flags, *words.rest])
 
 
 def _flags(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`octo train` and `python train.py`: one run, or with -m one for each combination."""
+"""`octo train key=value ...`, and `python train.py`: one run, or with -m one for each combination."""
 
 import gc
 import sys
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from octo_exp import config
 from octo_exp.base.configs import conf_folder
+from octo_exp.cli.words import Words
 
 
 def _run(cfg: DictConfig) -> Any:
@@ -38,8 +39,13 @@ def start(config_dir: Path) -> NoReturn:
     config.launch(main, config_dir=config_dir)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
+def begin(arguments: Sequence[str]) -> NoReturn:
     """Run what the arguments say of the project's own configs, and exit."""
     # Whatever verb it was: a command that a message gives is one of this verb's.
     sys.argv[:] = ["octo train", *arguments]
     start(conf_folder())
+
+
+def main(words: Words) -> NoReturn:
+    """Run what the words say, and exit."""
+    begin(words.rest)

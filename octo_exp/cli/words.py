@@ -1,24 +1,70 @@
-"""The one path that a verb may take, and the settings beside it."""
+"""The words behind a verb: one path that it may take, and settings; what does not fit is one line."""
 
 import difflib
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from octo_exp.base.errors import ConfigError
+from octo_exp.base.files import expanded
+from octo_exp.cli.verbs import VERBS, Verb, usage_of
+
+# Hydra's flags that a value follows.
+_VALUED = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
 
 
-def shows_help(arguments: Sequence[str], text: str | None) -> bool:
-    """Print what a verb says of itself where that is asked for; whether it was."""
-    asked = bool(set(arguments) & {"-h", "--help"})
-    if asked:
-        sys.stdout.write(text or "")
-    return asked
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """What was typed behind a verb.
+
+    path: its path, or None. values: of its own settings. rest: of a verb that takes a run's settings those, and flags.
+    """
+
+    path: str | None
+    values: Mapping[str, str]
+    rest: Sequence[str]
+
+    @property
+    def given_path(self) -> str:
+        """Return the path of a verb that must have one."""
+        assert self.path is not None
+        return self.path
+
+
+def read(name: str, arguments: Sequence[str]) -> Words:
+    """Read the words behind a verb; ConfigError for any that it does not take, with how it is called."""
+    verb, usage = VERBS[name], usage_of(name)
+    path, rest = _path_and_rest(verb, arguments, usage)
+    if verb.is_open:
+        return Words(path=path, values={}, rest=rest)
+    return Words(path=path, values=_values(verb, rest, usage), rest=())
+
+
+def _path_and_rest(verb: Verb, arguments: Sequence[str], usage: str) -> tuple[str | None, list[str]]:
+    if verb.path is None:
+        return None, list(arguments)
+    paths = paths_of(arguments)
+    if len(paths) > 1:
+        raise ConfigError(f"'{paths[1]}' is a word too many: {usage}")
+    if not paths:
+        if verb.takes_path:
+            raise ConfigError(f"{verb.path} is missing: {usage}")
+        return None, list(arguments)
+    if not verb.is_name and not expanded(paths[0]).exists():
+        raise ConfigError(f"{paths[0]}: there is no such file or folder: {usage}")
+    rest = list(arguments)
+    rest.remove(paths[0])
+    return paths[0], rest
 
 
 def paths_of(arguments: Sequence[str]) -> list[str]:
     """Return the words that are paths: those without `=`, or where there are none, names with it of what exists."""
-    words = [word for word in arguments if not word.startswith(("-", "~"))]
+    after_flag = [False, *(word in _VALUED for word in arguments)]
+    words = [
+        word
+        for word, is_value in zip(arguments, after_flag, strict=False)
+        if not is_value and not word.startswith(("-", "~"))
+    ]
     plain = [word for word in words if "=" not in word]
     return plain or [word for word in words if _exists(word)]
 
@@ -31,32 +77,30 @@ def _exists(word: str) -> bool:
         return False
 
 
-def path_and_settings(arguments: Sequence[str], *, what: str, example: str) -> tuple[str, list[str]]:
-    """Split words into the path and the rest, flags included; ConfigError where there is not exactly one path."""
-    paths = paths_of(arguments)
-    if len(paths) != 1:
-        raise ConfigError(f"{len(paths)} words name {what}, one must: {example}")
-    rest = list(arguments)
-    rest.remove(paths[0])
-    return paths[0], rest
-
-
-def values_of(settings: Sequence[str], known: Sequence[str], *, needed: Sequence[str], example: str) -> dict[str, str]:
-    """Read `key=value` words; ConfigError for another key, one given twice, and one that is needed and missing."""
+def _values(verb: Verb, settings: Sequence[str], usage: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for word in settings:
-        key, _, value = word.partition("=")
-        if key not in known:
-            raise ConfigError(f"{unknown('setting', key, known)}; {example}")
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"'{word}' is no setting key=value: {usage}")
+        if key not in (*verb.known, *verb.former):
+            raise ConfigError(f"{unknown('setting', key, verb.known)}: {usage}")
         if not value:
-            raise ConfigError(f"'{word}' gives no value: {example}")
+            raise ConfigError(f"'{word}' gives no value: {usage}")
         if key in values:
-            raise ConfigError(f"{key}= is given twice: {example}")
+            raise ConfigError(f"{key}= is given twice: {usage}")
+        _check_choice(verb, key, value, usage)
         values[key] = value
-    missing = [key for key in needed if key not in values]
-    if missing:
-        raise ConfigError(f"{missing[0]}= must be given: {example}")
+    missing = next((word for word in verb.needs if word.partition("=")[0] not in values), None)
+    if missing is not None:
+        raise ConfigError(f"{missing.partition('=')[0]}= is missing: {usage}")
     return values
+
+
+def _check_choice(verb: Verb, key: str, value: str, usage: str) -> None:
+    choices = verb.choices.get(key)
+    if choices and value not in choices:
+        raise ConfigError(f"{unknown(key, value, choices)}: {usage}")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -64,4 +108,5 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     nearest = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {what} '{name}': {nearest}choose one of {', '.join(names)}"
+    choice = f"choose one of {', '.join(names)}" if names else "there is none"
+    return f"unknown {what} '{name}': {nearest}{choice}"

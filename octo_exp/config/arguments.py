@@ -83,11 +83,17 @@ def _check_settings(given: Sequence[Setting], flags: Namespace, space: ConfigSpa
     elif flags.resolve:
         resolved(cfg)
     if flags.help:
-        sys.stdout.write(help_text(cfg, space, get_args_parser(), resolve=flags.resolve) + "\n")
+        sys.stdout.write(help_text(cfg, space, get_args_parser(), program=_program(), resolve=flags.resolve) + "\n")
         sys.exit(0)
     # The sweeper's own keys come first, and Hydra has them already.
     rest = iter(keys[sum(not setting.is_group for setting in swept) :])
     return [group_line_for_hydra(s.override, space) if s.is_group else next(rest) for s in given]
+
+
+def _program() -> str:
+    """Return how this program was called: octo VERB, or python FILE."""
+    name = Path(sys.argv[0])
+    return f"python {name.name if name.is_absolute() else name}" if name.suffix == ".py" else sys.argv[0]
 
 
 def _master(given: Sequence[Setting], space: ConfigSpace) -> KeyTree:

@@ -11,9 +11,13 @@ from octo_exp.base.errors import ConfigError
 from octo_exp.config.options import ConfigSpace, job_part, resolved, text_at
 
 
-def help_text(cfg: DictConfig, space: ConfigSpace, parser: ArgumentParser, *, resolve: bool) -> str:
-    """Return what --help prints of a composed config; ConfigError for a template that asks for something else."""
+def help_text(cfg: DictConfig, space: ConfigSpace, parser: ArgumentParser, *, program: str, resolve: bool) -> str:
+    """Return what --help prints of a composed config; program: how it is called.
+
+    ConfigError for a template that asks for something else.
+    """
     fields = {
+        "PROGRAM": lambda: program,
         "FLAGS_HELP": lambda: Hydra.format_args_help(parser),
         "APP_CONFIG_GROUPS": lambda: _groups(space, lambda name: not _is_hydra(name)),
         "HYDRA_CONFIG_GROUPS": lambda: _groups(space, _is_hydra),

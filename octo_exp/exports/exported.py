@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Exported:
     """What an export has written.
 
-    path: the main file, or the folder of a format that is one. manifest: what stands beside it as <path>.json. found:
-    the part of it that the format found. state: `verified` by something else that computed with the files (evidence:
-    by what, on how many images, how many were equal, and of what), or `computed` without.
+    path: the main file, or the folder of a format that is one. manifest: what stands beside it, in `<path>.json`.
+    found: the part of it that the format found. state: `verified` by something else that computed with the files
+    (evidence: by what, on how many images, how many were equal, and of what), or `computed` without.
     """
 
     path: Path

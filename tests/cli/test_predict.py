@@ -1,6 +1,7 @@
 """`octo predict`: anybody's images, prepared as the run's own test images are."""
 
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.cli.predict import image_files, main, row_of
+from octo_exp.cli.entry import main
+from octo_exp.cli.predict import image_files, row_of
 from octo_exp.data import ImageDataModule
 from tests.configs import composed
 
@@ -75,9 +77,11 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("out", ["", "missing/x.csv"])
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
-    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main([str(tmp_path / "x.png"), "run=nowhere", f"out={tmp_path / out}"]) == 2
+    (tmp_path / "x.png").touch()
+    monkeypatch.setattr(sys, "argv", ["octo"])
+    assert main(["predict", str(tmp_path / "x.png"), "run=nowhere", f"out={tmp_path / out}"]) == 2
     told = capsys.readouterr().err
     assert "give another out=FILE.csv" in told
     assert told.count("\n") == 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from octo_exp.base.errors import UserError
-from octo_exp.exports import __main__ as command
+from octo_exp.cli import export as command
 from octo_exp.exports.evidence import Evidence, state_of, written
 from octo_exp.exports.formats import FORMATS, module_of
 from tests.exports.c_helpers import stand_in

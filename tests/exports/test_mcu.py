@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from octo_exp.cli.export import export as main
 from octo_exp.data.transforms import normalize
 from octo_exp.exports import subject as graph
-from octo_exp.exports.__main__ import main
 from octo_exp.exports.formats import mcu
 from octo_exp.exports.source import read_run
 from octo_exp.graph.files.reader import read_model

@@ -16,7 +16,7 @@ from torch import nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.base.files import temporary_name
-from octo_exp.exports import __main__ as main_module
+from octo_exp.cli import export as main_module
 from octo_exp.exports import publish as module
 from octo_exp.exports.formats import FORMATS, module_of
 from octo_exp.exports.publish import publish
@@ -297,7 +297,7 @@ def test_a_request_has_the_defaults_of_quant_ptq():
 
 def test_a_wrong_command_line_is_refused_before_torch_is_imported():
     program = (
-        "import sys; from octo_exp.exports.__main__ import main; "
+        "import sys; from octo_exp.cli.export import export as main; "
         "print(main(['format=x', 'run=x']), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -309,7 +309,7 @@ def test_an_interrupted_export_is_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main_module, "export_run", interrupted)
-    assert main_module.main(["format=c", "run=x"]) == 130
+    assert main_module.export(["format=c", "run=x"]) == 130
     assert capsys.readouterr().err == "interrupted: nothing was written\n"
 
 

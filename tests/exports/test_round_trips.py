@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from octo_exp.cli.export import export as main
 from octo_exp.exports import subject
-from octo_exp.exports.__main__ import main
 from octo_exp.graph.files.reader import read_model
 from octo_exp.graph.integers import IntegerNet
 from octo_exp.nn import fold

@@ -14,7 +14,7 @@ import onnxruntime
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from octo_exp.exports.__main__ import main
+from octo_exp.cli.export import export as main
 from octo_exp.exports.request import parse
 from octo_exp.exports.source import read_run
 from octo_exp.exports.subject import Graph, graph_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from octo_exp.cli.entry import VERBS
+from octo_exp.cli.verbs import VERBS
 from tests.pages import blocks, run_python
 
 

@@ -1,13 +1,13 @@
-"""`octo dse`: searches machines for the training step of a network."""
+"""`octo dse [key=value ...]`: searches machines for the training step of a network."""
 
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 from octo_exp.cli.dse.search import start
+from octo_exp.cli.words import Words
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Search as the arguments say, and exit."""
-    sys.argv[1:] = arguments
+def main(words: Words) -> NoReturn:
+    """Search as the words say, and exit."""
+    sys.argv[1:] = words.rest
     start()

@@ -29,7 +29,7 @@ The output of `classifier` [classes, 1, 1] are the codes of the logits. clamp is
 of at least 64 bits, I = in_channels, O = out_channels, G = groups, KH x KW the kernel, S the stride.
 
 NAME.weight.txt: O lines of I/G * KH * KW weights, a line an output channel, the kernel's column fastest, then its row,
-then the input channel: w[o][i][r][c] is number (i * KH + r) * KW + c of data line o, both counted from 0.
+then the input channel: `w[o][i][r][c]` is number (i * KH + r) * KW + c of data line o, both counted from 0.
 NAME.bias.txt: O lines of one number b[o], at scale x_scale * w_scale[o].
 NAME_scale_zero.txt: a line x_scale= x_zero= y_scale= y_zero=, of the codes read and written, then O lines
 `w_scale value shift`: value * 2^-shift is x_scale * w_scale / y_scale, computed in float32 from left to right; value is

@@ -21,7 +21,7 @@ class WandbRun(WandbLogger):
     Call `close` at the end: it ends W&B's process as well, and the next job makes a run of its own.
 
     Args:
-        project, entity, name, group, tags, job_type: as in `wandb.init`; null: W&B's own default.
+        project: as in `wandb.init`, as entity, name, group, tags and job_type are; null: W&B's own default.
         save_dir: its folder `wandb` holds the run's files.
         log_model: upload checkpoints (true: at the end; all: as they are written).
         mode: online | offline | disabled. Online becomes offline where W&B cannot be reached.
