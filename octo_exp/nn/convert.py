@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 from octo_exp.base.errors import UserError
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import fuse
+from octo_exp.nn.layer_parts import check_fit
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.nn.select import CONVERTERS, Selection, select
-from octo_exp.quant.operand import Quantizer
+from octo_exp.quant.quantizer import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
@@ -65,6 +66,8 @@ def quantize(
     if scheme.is_float:
         return selection
     chosen = selection.quantized
+    for name in chosen:
+        check_fit(name, net.get_submodule(name), scheme.for_layer(name))
     for name in (name for name, kept in keep.items() if kept == "bf16"):
         to_bf16(net.get_submodule(name))
     shapes = _output_shapes(net, chosen, input_shape) if _needs_shapes(scheme, chosen) else {}

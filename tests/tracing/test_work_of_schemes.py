@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from octo_exp.nn.convert import convert
-from octo_exp.quant.quantizer import DRAW_OPS
+from octo_exp.quant.forms import Stochastic
 from octo_exp.quant.rounding import Clock
 from octo_exp.workload import QUANTIZE_OPS
 from tests.nn.helpers import scheme
@@ -34,9 +34,9 @@ def added(name="int8", **changes):
 
 
 def test_drawn_noise_costs_a_draw_an_element():
-    assert DRAW_OPS > QUANTIZE_OPS
-    assert added(g__rounding="stochastic") == {("grad_input", "quantize"): DRAW_OPS * Y}
-    assert added(x__rounding="stochastic") == {("output", "quantize"): DRAW_OPS * X}
+    assert Stochastic.operations > QUANTIZE_OPS
+    assert added(g__rounding="stochastic") == {("grad_input", "quantize"): Stochastic.operations * Y}
+    assert added(x__rounding="stochastic") == {("output", "quantize"): Stochastic.operations * X}
 
 
 # The sums of a tensor and of its square; the error of every code.
