@@ -46,7 +46,8 @@ def tensor_range(t: Tensor, over: tuple[int, ...] | None = None) -> Range:
         flat = dense_flat(t)
         low, high = torch.aminmax(t if flat is None else flat)
         return low, high
-    return t.amin(over, keepdim=True), t.amax(over, keepdim=True)
+    # torch takes no dimensions for all of them.
+    return (t.amin(over, keepdim=True), t.amax(over, keepdim=True)) if over else (t, t)
 
 
 def finite_or_nan(low: Tensor, high: Tensor) -> Range:

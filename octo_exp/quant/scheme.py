@@ -131,6 +131,11 @@ class Scheme:
                 "quant/compensation=zero_point compensates the zero point of x: set quant.x.symmetric=false, or choose "
                 "quant/compensation=affine"
             )
+        if self.w is not None and ("output", "w") not in self.w.granularity.leaves:
+            raise UserError(
+                f"quant/compensation=zero_point sums codes of w, which quant.w.granularity={self.w.granularity.name} "
+                "scales one by one; choose tensor or channel, or quant/compensation=affine"
+            )
 
     def precision_of(self, role: str) -> str:
         """Return the precision of one role."""
