@@ -78,9 +78,13 @@ class QuantLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    layer_name: str
     op: Op
-    compensator: Compensator | None
     scheme: Scheme
+    clock: Clock
+    quantizer_x: Quantizer | None
+    quantizer_w: Quantizer | None
+    compensator: Compensator | None
     # (role, operand) -> the name of the quantiser whose codes the role takes.
     keys: dict[tuple[str, str], str]
     # ReLU and pooling that follow this layer, where `fuse` has found them.

@@ -39,6 +39,26 @@ def test_drawn_noise_costs_a_draw_an_element():
     assert added(x__rounding="stochastic") == {("output", "quantize"): Stochastic.operations * X}
 
 
+def test_a_role_with_codes_of_its_own_costs_a_pass_and_scales_that_vary_another():
+    tensor, channel = "{granularity:tensor}", "{granularity:channel}"
+    assert added(g_weight=tensor) == {("grad_weight", "quantize"): QUANTIZE_OPS * Y}
+    assert added(x_weight=tensor) == {("output", "quantize"): QUANTIZE_OPS * X}
+    # The weight is quantised in each backward pass anyway.
+    assert added(w_input=tensor) == {}
+    by_sample = added(x__granularity="sample", x_weight=tensor, g__granularity="sample", g_weight=tensor)
+    assert by_sample == {
+        ("output", "quantize"): QUANTIZE_OPS * X,
+        ("output", "elementwise"): Y,
+        ("grad_weight", "quantize"): QUANTIZE_OPS * Y,
+        ("grad_input", "elementwise"): X,
+    }
+    assert added(g_weight=channel) == {
+        ("grad_weight", "quantize"): QUANTIZE_OPS * Y,
+        ("grad_weight", "elementwise"): W,
+    }
+    assert added(w_input="{granularity:input_channel}") == {("grad_input", "elementwise"): X}
+
+
 # The sums of a tensor and of its square; the error of every code.
 @pytest.mark.parametrize(("form", "operations"), [("ratio", 0), ("gaussian", 3), ("learned", 4)])
 def test_clipping_costs_its_statistics(form, operations):
