@@ -9,6 +9,7 @@ from torch import nn
 
 import octo_exp
 from octo_exp.base.errors import UserError
+from octo_exp.config.allowed import rule_of
 from octo_exp.quant.forms import (
     NAMED,
     Dynamic,
@@ -133,3 +134,13 @@ def test_the_dimensions_that_share_a_scale(form):
 def test_forms_are_values():
     assert Nearest() == Nearest() != Stochastic()
     assert len({Dynamic(), Dynamic(), Hindsight()}) == 2
+
+
+@pytest.mark.parametrize("part", ["rounding", "range", "granularity"])
+def test_the_command_line_takes_a_name_or_a_class_for_a_form(part):
+    rule = rule_of(f"quant.g.{part}")
+    rule.check(part, "stochastic")
+    rule.check(part, {"_target_": "octo_exp.quant.forms.Stochastic"})
+    for wrong in ({"momentum": 0.5}, ["nearest"]):
+        with pytest.raises(UserError, match="expects a name, or {_target_: ...} of a form"):
+            rule.check(part, wrong)
