@@ -11,7 +11,6 @@ from torch.nn.parameter import is_lazy
 from octo_exp.base.errors import UserError
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import fuse
-from octo_exp.nn.layer_parts import check_fit
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.nn.select import CONVERTERS, Selection, select
 from octo_exp.quant.quantizer import Quantizer
@@ -67,7 +66,7 @@ def quantize(
         return selection
     chosen = selection.quantized
     for name in chosen:
-        check_fit(name, net.get_submodule(name), scheme.for_layer(name))
+        scheme.for_layer(name).check_layer(name, is_convolution=isinstance(net.get_submodule(name), nn.Conv2d))
     for name in (name for name, kept in keep.items() if kept == "bf16"):
         to_bf16(net.get_submodule(name))
     shapes = _output_shapes(net, chosen, input_shape) if _needs_shapes(scheme, chosen) else {}

@@ -15,18 +15,6 @@ from octo_exp.quant.scheme import OPERANDS, OWN, ROLE_OPERANDS, ROLES, Scheme
 _WIDTHS = {"fp32": 32, "bf16": 16, "fake": 32}
 
 
-def check_fit(name: str, layer: nn.Module, scheme: Scheme) -> None:
-    """Raise UserError where a convolution's codes cannot have the scales that the scheme says."""
-    for key in (*OPERANDS, *OWN):
-        spec = scheme.operand(key)
-        if isinstance(layer, nn.Conv2d) and spec is not None and not spec.granularity.in_convolutions:
-            raise UserError(
-                f"layer {name!r}: quant.{key}.granularity={spec.granularity.name}: a convolution's codes are made "
-                "before im2col, whose rows share them, so none has a scale of its own; choose granularity=sample, by "
-                "quant.overrides for this layer alone"
-            )
-
-
 def build_parts(
     layer: Any, name: str, scheme: Scheme, op: Op, clock: Clock, output_shape: tuple[int, ...] | None
 ) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from octo_exp.kernels import fused
 from octo_exp.kernels.geometry import ConvGeometry
-from octo_exp.nn.activation import activate, activate_plainly
+from octo_exp.nn.activation import activate, activate_plainly, recorded
 from octo_exp.nn.become import become
-from octo_exp.nn.eager import recorded
 from octo_exp.nn.layer_accounts import quantised_layer
 from octo_exp.nn.layer_parts import build_parts
 from octo_exp.nn.three_gemms import Codes, ConvOp, LinearOp, Op, QuantGemm, cross_term

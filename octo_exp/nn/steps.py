@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.nn.eager import eager
+from octo_exp.nn.activation import eager
 from octo_exp.quant.forms import in_backward
 from octo_exp.quant.rounding import Clock, Passes
 

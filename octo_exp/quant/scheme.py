@@ -167,6 +167,17 @@ class Scheme:
         taken = {role: [self.key_of(role, operand) for operand in ROLE_OPERANDS[role]] for role in ROLES}
         return tuple(role for role in ROLES if key in taken[role] and self.precision_of(role) in _QUANTIZED)
 
+    def check_layer(self, name: str, *, is_convolution: bool) -> None:
+        """Raise UserError where a layer's codes cannot have the scales that the scheme says."""
+        for key in (*OPERANDS, *OWN):
+            spec = self.operand(key)
+            if is_convolution and spec is not None and not spec.granularity.in_convolutions:
+                raise UserError(
+                    f"layer {name!r}: quant.{key}.granularity={spec.granularity.name}: a convolution's codes are made "
+                    "before im2col, whose rows share them, so none has a scale of its own; choose granularity=sample, "
+                    "by quant.overrides for this layer alone"
+                )
+
     def for_layer(self, name: str) -> "Scheme":
         """Return the scheme with every override whose pattern matches the layer's name applied, in order."""
         scheme = self
