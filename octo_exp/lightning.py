@@ -13,7 +13,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.facade.training import kernels_for, resolve
 from octo_exp.nn.convert import compensation_penalty, convert
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.quant.operand import Quantizer
+from octo_exp.quant.quantizer import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
@@ -92,8 +92,8 @@ class Int8(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out the validation that Lightning tries first: its ranges are those that training stores."""
         layers = [module for module in pl_module.modules() if isinstance(module, QuantLayer)]
-        stored = [layer.quantizer_x for layer in layers if layer.quantizer_x is not None]
-        if trainer.num_sanity_val_steps and any(not bool(quantizer.count) for quantizer in stored):
+        stored = [q for layer in layers if (q := layer.quantizer_x) is not None and q.stored]
+        if trainer.num_sanity_val_steps and any(not bool(q.count) for q in stored):
             trainer.num_sanity_val_steps = 0
             log.info("Int8: no validation before the first batch, as no range is stored yet")
 

@@ -24,7 +24,7 @@ from octo_exp.bench.command import failed
 from octo_exp.bench.subjects import Subject, build
 from octo_exp.nn.convert import set_impl
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.quantizer import QTensor
 
 FLOATS = ("y", "dx", "dw", "db")
 

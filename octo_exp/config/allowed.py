@@ -90,6 +90,11 @@ _PROJECT = Rule(
     takes=f"a name of 1 to {_MOST_PROJECT} characters without {' '.join(sorted(_NO_PROJECT))}",
     fits=lambda value: 0 < len(str(value)) <= _MOST_PROJECT and not _NO_PROJECT & set(str(value)),
 )
+# Which name stands for a form, the constructor knows.
+_FORM = Rule(
+    takes="a name, or {_target_: ...} of a form",
+    fits=lambda value: not isinstance(value, list) and (not isinstance(value, Mapping) or "_target_" in value),
+)
 # What the run gives the trainer, and what is to be set instead.
 _GIVEN = {
     "trainer.callbacks": "+callbacks.<name>={_target_: ...}",
@@ -99,6 +104,7 @@ _GIVEN = {
 
 _RULES: dict[str, Rule] = {
     "seed": _whole(0, _MOST_SEED),
+    **{f"quant.{operand}.{part}": _FORM for operand in "xwg" for part in ("rounding", "range", "granularity")},
     "optim.scheduler.warmup_fraction": _number(0, 1),
     "optim.interval": _either(_word("step", "epoch"), _NULL),
     "optim.frequency": _either(_whole(1), _NULL),

@@ -18,7 +18,7 @@ from octo_exp.nn import convert
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.nn.steps import StepCounter
 from octo_exp.quant.rounding import Clock
-from octo_exp.quant.scheme import Scheme
+from octo_exp.quant.scheme import OWN, Scheme
 
 
 def scheme(name: str = "octo", **changes: Any) -> Scheme:
@@ -68,7 +68,7 @@ def _change(node: DictConfig, changes: Mapping[str, Any], prefix: str) -> None:
             _change(node[key], value, f"{prefix}{key}.")
         elif OmegaConf.is_dict(node[key]) and value is not None and key != "overrides":
             raise ConfigError(f"'{prefix}{key}' has fields: give a mapping of those to change, or None to leave it out")
-        elif isinstance(value, Mapping) and key not in ("overrides",):
+        elif isinstance(value, Mapping) and key not in ("overrides", *OWN) and "_target_" not in value:
             raise ConfigError(
                 f"'{prefix}{key}' is null in this scheme, so its fields cannot be changed; start from one that has it"
             )

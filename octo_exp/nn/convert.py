@@ -13,7 +13,7 @@ from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import fuse
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.nn.select import CONVERTERS, Selection, select
-from octo_exp.quant.operand import Quantizer
+from octo_exp.quant.quantizer import Quantizer
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme
 
@@ -65,6 +65,8 @@ def quantize(
     if scheme.is_float:
         return selection
     chosen = selection.quantized
+    for name in chosen:
+        scheme.for_layer(name).check_layer(name, is_convolution=isinstance(net.get_submodule(name), nn.Conv2d))
     for name in (name for name, kept in keep.items() if kept == "bf16"):
         to_bf16(net.get_submodule(name))
     shapes = _output_shapes(net, chosen, input_shape) if _needs_shapes(scheme, chosen) else {}

@@ -13,9 +13,8 @@ from torch.nn.grad import conv2d_input
 
 from octo_exp.kernels import ops
 from octo_exp.kernels.plain import float_gemm
-from octo_exp.nn.activation import activate, activate_plainly
+from octo_exp.nn.activation import activate, activate_plainly, eager
 from octo_exp.nn.become import become
-from octo_exp.nn.eager import eager
 from octo_exp.nn.layer_accounts import float_block
 from octo_exp.workload import Account, Epilogue
 

@@ -59,12 +59,22 @@ def _let_have_own_class(module: nn.Module) -> None:
     module.__class__ = type(made.__name__, made.__bases__, content)
 
 
+@torch.no_grad()
+def constant_compensation(layer: QuantLayer) -> Tensor | None:
+    """Return what LAC adds in evaluation, [C] or [C, H, W]; None without LAC. Eval mode: ranges are stored ones."""
+    w = layer.weight
+    xq = None if layer.quantizer_x is None else layer.quantizer_x(w.new_zeros(1))
+    wq = None if layer.quantizer_w is None else layer.quantizer_w(w)
+    sums = None if wq is None else layer.op.weight_sums(wq.values)
+    return layer.compensation(w, xq, wq, sums)[0]
+
+
 def _constant(name: str, layer: QuantLayer) -> Tensor:
     for hook in layer._forward_pre_hooks.values():
         # These compute the weight before each forward pass; the last was before the last step.
         if isinstance(hook, prune.BasePruningMethod | WeightNorm | SpectralNorm):
             hook(layer, ())
-    term = layer.constant_compensation()
+    term = constant_compensation(layer)
     if term.dim() > 1:
         raise UserError(
             f"layer {name}: compensation.granularity=element has a number for each pixel, and a bias one for each "

@@ -7,7 +7,8 @@ and what its gradient does, each quantiser says itself.
 import math
 from typing import Any
 
-from octo_exp.quant.operand import Quantizer
+from octo_exp.quant.quantizer import Quantizer
+from octo_exp.quant.scheme import ROLE_OPERANDS
 from octo_exp.workload import (
     FLOAT_BYTES,
     NORM_BACKWARD_OPS,
@@ -35,7 +36,8 @@ def quantised_layer(account: Account, layer: Any, *, exact: bool) -> None:
             owed = account.grad_input if quantizer.operand == "x" else layer.weight.requires_grad
             quantizer.account_gradient(account, role, shape, owed=owed)
         _backward(account, layer, y)
-    account.epilogue(y, layer.steps, coded=layer.quantizer_g is not None and not exact)
+    coded = layer.quantizer_g is not None or layer.quantizer_g_weight is not None
+    account.epilogue(y, layer.steps, coded=coded and not exact)
     if exact:
         size = FLOAT_BYTES * math.prod(y)
         account.vector("output", "elementwise", 2 * math.prod(y), size, size)
@@ -61,6 +63,10 @@ def _forward(account: Account, layer: Any, y_elements: int) -> None:
     if layer.quantizer_w is not None:
         _quantize(account, "output", weights, layer.quantizer_w)
         account.use(weights)
+    if layer.quantizer_x_weight is not None and layer.weight.requires_grad:
+        # In the forward pass, which alone has x; its own codes are kept in the place of the shared ones.
+        _quantize(account, "output", x_elements, layer.quantizer_x_weight)
+        account.use(x_elements)
     if scheme.output == "bf16":
         account.cast("output", x_elements)
         account.cast("output", weights)
@@ -68,6 +74,7 @@ def _forward(account: Account, layer: Any, y_elements: int) -> None:
         account.cast("output", x_elements)
     if scheme.output == "int8":
         account.vector("output", "rescale", RESCALE_OPS * y_elements)
+        _rescale_again(account, layer, "output", y_elements, ("x",))
     if _is_shifted(layer):
         # The codes' sums, for the cross term.
         account.vector("output", "elementwise", weights, weights)
@@ -75,6 +82,16 @@ def _forward(account: Account, layer: Any, y_elements: int) -> None:
         parameters = sum(p.numel() for p in layer.compensator.parameters())
         account.vector("output", "elementwise", parameters, FLOAT_BYTES * parameters)
         account.vector("grad_weight", "elementwise", parameters, 0, FLOAT_BYTES * parameters)
+
+
+def _rescale_again(account: Account, layer: Any, role: str, elements: int, operands: tuple[str, ...]) -> None:
+    """A pass over the result for each operand that has scales which the kernels do not multiply in."""
+    for operand in operands:
+        key = layer.key_of(role, operand)
+        # w's scales of output channels go into g first.
+        inside = key is None or (operand == "w" and layer.key_of(role, "g") == "g_scaled")
+        if not inside and layer.quantizer_of(key).spec.granularity.name != "tensor":
+            account.vector(role, "elementwise", elements, FLOAT_BYTES * elements, FLOAT_BYTES * elements)
 
 
 def _is_shifted(layer: Any) -> bool:
@@ -85,17 +102,16 @@ def _is_shifted(layer: Any) -> bool:
 def _saved(account: Account, layer: Any) -> None:
     """What the GEMMs save: codes or bf16 of the input, noisy codes of the weight."""
     scheme, w = layer.scheme, layer.weight
-    quantized = layer.quantizer_x is not None
-    coded = layer.quantizer_w is not None and scheme.grad_input in _QUANTIZED
-    if account.grad_input and coded and not layer.quantizer_w.is_repeatable:
-        account.keep("activation", w.numel())
-    if account.grad_input and coded and scheme.w.granularity == "channel":
-        account.keep("activation", FLOAT_BYTES * w.shape[0])
+    # What grad_input quantises by itself it makes of the weight, in the backward pass.
+    if account.grad_input and layer.key_of("grad_input", "w") == "w":
+        account.keep("activation", layer.quantizer_w.scale_bytes(w.shape))
+        account.keep("activation", 0 if layer.quantizer_w.is_repeatable else w.numel())
     _compensation_saved(account, layer)
+    key = layer.key_of("grad_weight", "x")
     if not w.requires_grad:
-        account.use(account.x_elements if quantized else 0)
-    elif quantized and scheme.grad_weight in _QUANTIZED:
-        account.keep("activation", account.x_elements)
+        account.use(account.x_elements if layer.quantizer_x is not None else 0)
+    elif key is not None:
+        account.keep("activation", account.x_elements + layer.quantizer_of(key).scale_bytes(account.x_shape))
     elif scheme.grad_weight == "bf16":
         account.keep("activation", 2 * account.x_elements)
     elif account.x_bits == 32:
@@ -120,30 +136,34 @@ def _backward(account: Account, layer: Any, y: tuple[int, ...]) -> None:
     owed = {"grad_input": account.grad_input, "grad_weight": layer.weight.requires_grad}
     precision = {role: layer.scheme.precision_of(role) for role, is_owed in owed.items() if is_owed}
     _gradient_codes(account, layer, y, precision)
-    if layer.quantizer_w is not None and precision.get("grad_input") in _QUANTIZED and layer.quantizer_w.is_repeatable:
-        _quantize(account, "grad_input", weights, layer.quantizer_w)
+    key = layer.key_of("grad_input", "w") if "grad_input" in precision else None
+    if key is not None and (key == "w_input" or layer.quantizer_w.is_repeatable):
+        _quantize(account, "grad_input", weights, layer.quantizer_of(key))
         account.use(weights, backward=True)
     for role, name in precision.items():
         if name == "int8":
-            account.vector(role, "rescale", x_elements if role == "grad_input" else weights)
+            results = x_elements if role == "grad_input" else weights
+            account.vector(role, "rescale", results)
+            _rescale_again(account, layer, role, results, ROLE_OPERANDS[role])
         elif name == "bf16":
             account.cast(role, y_elements + (weights if role == "grad_input" else 0))
-    if precision.get("grad_weight") == "int8" and _is_shifted(layer):
+    key = layer.key_of("grad_weight", "x")
+    if precision.get("grad_weight") == "int8" and not layer.quantizer_of(key).spec.symmetric:
         account.vector("grad_weight", "elementwise", y_elements, y_elements)
 
 
 def _gradient_codes(account: Account, layer: Any, y: tuple[int, ...], precision: dict[str, str]) -> None:
-    """The gradient is quantised once for both roles, but where the scales of w's channels go into that of one."""
-    quantized = [role for role, name in precision.items() if name in _QUANTIZED]
-    if layer.quantizer_g is None or not quantized:
-        return
+    """The gradient is quantised once for both roles, but where one has its own, or scales of w go into it."""
     # Of a pooled gradient the maxima alone are quantised.
     elements = math.prod(leaving(y, layer.steps))
-    scaled = layer.quantizer_g_scaled is not None and precision.get("grad_input") == "int8"
-    for role in quantized if scaled else quantized[:1]:
-        _quantize(account, role, elements, layer.quantizer_g)
-        account.use(math.prod(y), backward=True)
-    if scaled:
+    made = set()
+    for role in precision:
+        key = layer.key_of(role, "g")
+        if key is not None and key not in made:
+            made.add(key)
+            _quantize(account, role, elements, layer.quantizer_of(key))
+            account.use(math.prod(y), backward=True)
+    if "g_scaled" in made:
         account.vector("grad_input", "elementwise", elements, FLOAT_BYTES * elements, FLOAT_BYTES * elements)
 
 

@@ -1,30 +1,71 @@
 """QuantConv2d and QuantLinear: float masters outside, integer GEMMs inside, one scheme each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octo_exp.base.errors import UserError
 from octo_exp.kernels.ops import ConvGeometry
-from octo_exp.nn.activation import activate, activate_plainly
+from octo_exp.nn.activation import activate, activate_plainly, recorded
 from octo_exp.nn.become import become
-from octo_exp.nn.eager import eager
-from octo_exp.nn.function import Codes, Gemms, QuantGemm, cross_term
 from octo_exp.nn.layer_accounts import quantised_layer
-from octo_exp.nn.three_gemms import ConvOp, LinearOp, Op
+from octo_exp.nn.layer_parts import build_parts
+from octo_exp.nn.three_gemms import Codes, ConvOp, LinearOp, Op, QuantGemm, cross_term
 from octo_exp.quant.compensation import Compensator
-from octo_exp.quant.operand import Quantizer
-from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.forms import in_backward
+from octo_exp.quant.quantizer import QTensor, Quantizer
 from octo_exp.quant.rounding import Clock
-from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
+from octo_exp.quant.scheme import ROLES, Scheme
 from octo_exp.workload import Account, Epilogue
 
-_WIDTHS = {"fp32": 32, "bf16": 16, "fake": 32}
 # (layer, operand, float tensor, its quantised form): what a probe is called with.
 Observer = Callable[["QuantLayer", str, Tensor, QTensor], None]
+
+
+class Gradient:
+    """The gradient of a layer's output as the backward GEMMs want it: before the epilogue, float or quantised.
+
+    It is masked once, quantised where the windows' maxima are and only then spread over them: zeros need no rounding.
+    """
+
+    def __init__(
+        self, layer: "QuantLayer", g: Tensor, mask: Tensor | None, epilogue: Epilogue | None, size: tuple[int, int]
+    ) -> None:
+        self.layer, self.op, self.mask, self.epilogue, self.size = layer, layer.op, mask, epilogue, size
+        g = self.op.layout(g.float())
+        if mask is not None:
+            # A linear layer's mask has rows, whatever the rank of its output.
+            rows = g if mask.dim() == g.dim() else self.op.rows(g)
+            g = self.op.backend(g).mask_gradient(rows, mask, epilogue).reshape(g.shape)
+        self.compact = g
+        # By the name of their quantiser: where it serves both roles, its codes do.
+        self._codes: dict[str, QTensor] = {}
+
+    def _spread(self, t: Tensor) -> Tensor:
+        if self.epilogue is None or self.epilogue.pool == 1:
+            return t
+        return self.op.backend(t).spread(t, self.mask, self.epilogue, self.size)
+
+    def sum_to(self, shape: torch.Size) -> Tensor:
+        """Return the gradient of the offset, [O] or [O, OH, OW]."""
+        return self.op.rows(self.compact).sum(0) if len(shape) == 1 else self._spread(self.compact).sum(0)
+
+    def operands(self, role: str, w: Any = None) -> tuple[Tensor, QTensor | None, Any]:
+        """Return (float gradient, its codes or None, w) for one role: what that role does not use is not made."""
+        key, g = self.layer.key_of(role, "g"), self.compact
+        if key is None:
+            return self._spread(g), None, w
+        if key == "g_scaled":
+            # The sum runs over the channel that the scale belongs to, so the scale goes into g first.
+            g, w = g * self.op.per_channel(w.scale.flatten()), QTensor(values=w.values, scale=w.scale.new_ones(()))
+        if key not in self._codes:
+            pooled = self.epilogue is not None and self.epilogue.pool > 1
+            numel = g.shape[0] * g.shape[1] * self.size[0] * self.size[1] if pooled else g.numel()
+            q = self.layer.quantize(key, g, numel)
+            self._codes[key] = QTensor(values=self._spread(q.values), scale=q.scale, zero_point=q.zero_point)
+        return g, self._codes[key], w
 
 
 class QuantLayer(nn.Module):
@@ -35,7 +76,20 @@ class QuantLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    layer_name: str
     op: Op
+    scheme: Scheme
+    clock: Clock
+    quantizer_x: Quantizer | None
+    quantizer_w: Quantizer | None
+    compensator: Compensator | None
+    # (role, operand) -> the name of the quantiser whose codes the role takes.
+    keys: dict[tuple[str, str], str]
+    # ReLU and pooling that follow this layer, where `fuse` has found them.
+    steps: Epilogue | None = None
+    observer: Observer | None = None
+    # Whether a batch has passed through; a net may read the weights past the layer.
+    ran = False
 
     @classmethod
     def convert(
@@ -50,76 +104,29 @@ class QuantLayer(nn.Module):
     ) -> None:
         """Make the float layer one of this class where it stands: whoever holds it holds the quantised one."""
         quantized = become(layer, cls)
-        quantized.setup(name, scheme, quantized.make_op(impl), clock, output_shape)
+        build_parts(quantized, name, scheme, quantized.make_op(impl), clock, output_shape)
         quantized.train(layer.training)
 
     def make_op(self, impl: str) -> Op:
         """Return the layer's GEMMs."""
         raise NotImplementedError
 
-    @property
-    def outputs(self) -> int:
-        """Return the number of output channels or features."""
-        raise NotImplementedError
-
-    def setup(self, name: str, scheme: Scheme, op: Op, clock: Clock, output_shape: tuple[int, ...] | None) -> None:
-        """Build quantisers and compensation; `output_shape` (C, H, W) is needed for granularity=element alone."""
-        self.layer_name, self.scheme, self.op, self.clock = name, scheme, op, clock
-        # ReLU and pooling that follow this layer, where `fuse` has found them.
-        self.steps: Epilogue | None = None
-        self.observer: Observer | None = None
-        # Whether a batch has passed through; a net may read the weights past the layer.
-        self.ran = False
-        # Not the weight's own shape: a parametrised weight is computed whenever it is read.
-        channels = (self.outputs, *[1] * (3 if isinstance(self, nn.Conv2d) else 1))
-        common: dict[str, Any] = {"layer": name, "clock": clock, "impl": op.impl}
-        self.quantizer_x = self._quantizer("x", stored=True, **common)
-        self.quantizer_w = self._quantizer("w", stored=False, channels=channels, **common)
-        self.quantizer_g = self._quantizer("g", stored=False, **common)
-        # grad_input quantises g times the weight's per-channel scale: another tensor, so another state.
-        scaled = scheme.w is not None and scheme.w.granularity == "channel" and self.quantizer_g is not None
-        self.quantizer_g_scaled = self._quantizer("g", stored=False, **common) if scaled else None
-        if self.quantizer_g_scaled is not None:
-            # Another tensor, so another key of its noise.
-            self.quantizer_g_scaled.operand = "g_scaled"
-        self.compensator = self._compensator(output_shape)
-
-    def _quantizer(self, operand: str, **where: Any) -> Quantizer | None:
-        spec = self.scheme.operand(operand)
-        if spec is None or not self.scheme.quantized_in(operand):
-            return None
-        clip = self.scheme.clip if operand == "g" else None
-        return spec.build(operand=operand, clip=clip, **where)
-
-    def quantizer_of(self, operand: str) -> Quantizer | None:
-        """Return the quantiser of x, w, g or g_scaled; None where that operand stays float."""
-        quantizer: Quantizer | None = getattr(self, f"quantizer_{operand}")
+    def quantizer_of(self, key: str) -> Quantizer | None:
+        """Return the quantiser of x, w, g, g_scaled or what a role quantises by itself; None where there is none."""
+        quantizer: Quantizer | None = getattr(self, f"quantizer_{key}")
         return quantizer
 
-    def _compensator(self, output_shape: tuple[int, ...] | None) -> Compensator | None:
-        spec = self.scheme.compensation
-        if spec is None:
-            return None
-        shape: tuple[int, ...] = (self.outputs,)
-        if spec.by_element and isinstance(self, nn.Conv2d):
-            if output_shape is None:
-                raise UserError(f"layer {self.layer_name!r}: granularity=element needs the net's input shape")
-            shape = output_shape
-        return spec.build(shape)
+    def key_of(self, role: str, operand: str) -> str | None:
+        """Return the name of the quantiser whose codes a role takes of x, w or g; None where it takes the floats."""
+        return self.keys.get((role, operand))
 
-    @property
-    def operand_bits(self) -> Mapping[str, tuple[int, int]]:
-        """Return the widths in bits of the two operands that each role multiplies."""
-        return {role: (self._width(role, 0), self._width(role, 1)) for role in ROLES}
-
-    def _width(self, role: str, index: int) -> int:
-        precision = self.scheme.precision_of(role)
-        spec = self.scheme.operand(ROLE_OPERANDS[role][index])
-        return spec.bits if precision == "int8" and spec is not None else _WIDTHS[precision]
-
-    @eager
+    # Compiled loops begin here, see `eager`.
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, float32, whatever autocast says: the roles choose their own precision."""
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            raise recorded()
+        self._count()
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             # Nothing is multiplied in an empty batch; what does not fit, torch refuses.
@@ -131,6 +138,16 @@ class QuantLayer(nn.Module):
         self.ran = True
         return y
 
+    def _count(self) -> None:
+        """Let a call of the layer past its net begin a step, see `StepCounter`."""
+        passes = self.clock.passes
+        if passes is None or not self.training or not torch.is_grad_enabled() or in_backward():
+            return
+        if not passes.inside and (passes.called is None or self.layer_name in passes.called):
+            self.clock.step, passes.called, passes.due = self.clock.step + 1, set(), False
+        if passes.called is not None:
+            passes.called.add(self.layer_name)
+
     def fits(self, x: Tensor) -> bool:
         """Whether x has the rank and the channels that the layer takes."""
         raise NotImplementedError
@@ -139,17 +156,14 @@ class QuantLayer(nn.Module):
         x = self.op.layout(x)
         # Once: a parametrised weight is computed whenever it is read, and spectral norm moves its state then.
         w = self.weight
-        xq = None if self.quantizer_x is None else self.quantizer_x(x.detach())
+        xq = None if self.quantizer_x is None else self.quantize("x", x.detach())
         step = None if xq is None else xq.scale
-        wq = None if self.quantizer_w is None else self.quantizer_w(w.detach(), step=step)
-        for operand, t, q in (("x", x, xq), ("w", w, wq)):
-            if self.observer is not None and q is not None and self.training:
-                self.observer(self, operand, t.detach(), q)
+        wq = None if self.quantizer_w is None else self.quantize("w", w.detach(), step=step)
         # Once a step, for the cross term and for the compensation of it.
         shifted = xq is not None and xq.zero_point is not None and wq is not None
         code_sums = self.op.weight_sums(wq.values) if shifted else None
         terms = [] if self.bias is None else [self.bias]
-        term, slope = self._compensation(w, xq, wq, code_sums)
+        term, slope = self.compensation(w, xq, wq, code_sums)
         if term is not None:
             terms.append(term)
         if shifted and self.scheme.output == "int8":
@@ -158,8 +172,8 @@ class QuantLayer(nn.Module):
         codes = Codes(x=xq, w=wq, slope=slope)
         operands = self._straight_through("x", x, xq), self._straight_through("w", w, wq), offset
         if not self._is_oracle:
-            return QuantGemm.apply(*operands, self._gemms(self.steps), codes)
-        y = self._give_back_error(x, w, QuantGemm.apply(*operands, self._gemms(None), codes))
+            return QuantGemm.apply(*operands, self, self.steps, codes)
+        y = self._give_back_error(x, w, QuantGemm.apply(*operands, self, None, codes))
         return y if self.steps is None else activate(y, self.steps, self.op.impl)
 
     def _straight_through(self, operand: str, t: Tensor, q: QTensor | None) -> Tensor:
@@ -168,22 +182,12 @@ class QuantLayer(nn.Module):
             return t
         return self.quantizer_of(operand).straight_through(t, q, self.op.channel_dim)
 
-    def _gemms(self, epilogue: Epilogue | None) -> Gemms:
-        quantize = None if self.quantizer_g is None else self.quantize_gradient
-        return Gemms(
-            op=self.op,
-            scheme=self.scheme,
-            epilogue=epilogue,
-            quantizer_w=self.quantizer_w,
-            quantize_gradient=quantize,
-        )
-
     def _sum_offsets(self, terms: list[Tensor]) -> Tensor | None:
         if any(term.dim() > 1 for term in terms):
             terms = [self.op.per_channel(term) for term in terms]
         return sum(terms[1:], start=terms[0]) if terms else None
 
-    def _compensation(
+    def compensation(
         self, w: Tensor, xq: QTensor | None, wq: QTensor | None, code_sums: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return LAC's term and its derivative with respect to sum_k(w): rounding is straight-through there."""
@@ -195,15 +199,6 @@ class QuantLayer(nn.Module):
             zero = xq.scale * xq.zero_point
             sums = w.flatten(1).sum(1) if code_sums is None else code_sums * wq.scale.flatten()
         return self.compensator.term(zero * sums), self.compensator.slope(zero)
-
-    @torch.no_grad()
-    def constant_compensation(self) -> Tensor | None:
-        """Return what LAC adds in evaluation, [C] or [C, H, W]; None without LAC. Eval mode: ranges are stored ones."""
-        w = self.weight
-        xq = None if self.quantizer_x is None else self.quantizer_x(w.new_zeros(1))
-        wq = None if self.quantizer_w is None else self.quantizer_w(w)
-        sums = None if wq is None else self.op.weight_sums(wq.values)
-        return self._compensation(w, xq, wq, sums)[0]
 
     @property
     def _is_oracle(self) -> bool:
@@ -217,14 +212,37 @@ class QuantLayer(nn.Module):
             error = exact - y
         return y + error
 
-    def quantize_gradient(self, g: Tensor, role: str, numel: int) -> QTensor:
-        """Quantise the gradient for one backward role; `numel` counts the zeros of a pooled gradient as well."""
-        scaled = role == "grad_input" and self.quantizer_g_scaled is not None
-        quantizer = self.quantizer_g_scaled if scaled and self.scheme.grad_input == "int8" else self.quantizer_g
-        q: QTensor = quantizer(g, numel)
-        if self.observer is not None:
-            self.observer(self, "g" if quantizer is self.quantizer_g else "g_scaled", g, q)
+    def quantize(self, key: str, t: Tensor, numel: int | None = None, *, step: Tensor | None = None) -> QTensor:
+        """Quantise by the quantiser of that name; `numel` counts the zeros of a pooled gradient as well."""
+        q: QTensor = self.quantizer_of(key)(t, numel, step=step)
+        if self.observer is not None and self.training:
+            self.observer(self, key, t, q)
         return q
+
+    def saved_weight(self, w: Tensor, wq: QTensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what grad_input is given of w: itself, or codes that cannot be made again; and their scale."""
+        if self.key_of("grad_input", "w") != "w":
+            return w, None
+        return (w if self.quantizer_w.is_repeatable else wq.values), wq.scale
+
+    def weight_again(self, w: Tensor, scale: Tensor | None) -> Tensor | QTensor:
+        """Return w as grad_input multiplies it."""
+        if scale is not None:
+            return self.quantizer_w.again(w, scale)
+        key = self.key_of("grad_input", "w")
+        return w if key is None else self.quantize(key, w)
+
+    def saved_input(self, x: Tensor, xq: QTensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what grad_weight is given of x: values, scale and zero point of codes, or floats."""
+        key = self.key_of("grad_weight", "x")
+        if key is None:
+            return (x.bfloat16() if self.scheme.grad_weight == "bf16" else x), None, None
+        q = xq if key == "x" else self.quantize(key, x)
+        return q.values, q.scale, q.zero_point
+
+    def gradient(self, *given: Any) -> Gradient:
+        """Return the gradient of the output as the backward GEMMs take it."""
+        return Gradient(self, *given)
 
     def account(self, account: Account) -> None:
         """State what a call costs, see `octo_exp.workload.account`."""
@@ -254,11 +272,6 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         )
         return ConvOp(impl=impl, geometry=geometry)
 
-    @property
-    def outputs(self) -> int:
-        """Return the number of output channels."""
-        return self.out_channels
-
     def fits(self, x: Tensor) -> bool:
         """Whether x is [N, C, H, W] or [C, H, W]."""
         return x.dim() in (3, 4) and x.shape[-3] == self.in_channels
@@ -278,11 +291,6 @@ class QuantLinear(QuantLayer, nn.Linear):
     def make_op(self, impl: str) -> LinearOp:
         """Return the GEMMs."""
         return LinearOp(impl=impl)
-
-    @property
-    def outputs(self) -> int:
-        """Return the number of output features."""
-        return self.out_features
 
     def fits(self, x: Tensor) -> bool:
         """Whether x is [..., I]."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from octo_exp.nn.activation import eager
 from octo_exp.nn.become import become
-from octo_exp.nn.eager import eager
 from octo_exp.nn.layer_accounts import saved_norm
 from octo_exp.workload import Account
 

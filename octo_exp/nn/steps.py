@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
-from octo_exp.nn.eager import eager
-from octo_exp.nn.layers import QuantLayer
-from octo_exp.quant.ranges import in_backward
-from octo_exp.quant.rounding import Clock
+from octo_exp.nn.activation import eager
+from octo_exp.quant.forms import in_backward
+from octo_exp.quant.rounding import Clock, Passes
 
 # Where the count stands in the net's state dict.
 KEY = "octo_steps"
@@ -26,57 +25,38 @@ class StepCounter:
     """
 
     def __init__(self, net: nn.Module, clock: Clock) -> None:
-        self.clock = clock
-        # Whether the net is being called, and the layers that this step has called; None where the next begins one.
-        self.inside = False
-        self.called: set[str] | None = None
-        # Whether the last pass was counted, and whether the next must be: its gradients were recorded in a backward.
-        self.counted = self.due = False
+        self.clock, self.passes = clock, Passes()
+        # By it the layers count the calls past the net.
+        clock.passes = self.passes
         # Before what the net's own hooks compute with its layers.
         net.register_forward_pre_hook(self.advance, prepend=True)
         net.register_forward_hook(self.leave, always_call=True)
-        for layer in net.modules():
-            if isinstance(layer, QuantLayer):
-                layer.register_forward_pre_hook(self.enter)
         net.register_state_dict_post_hook(self)
         net.register_load_state_dict_pre_hook(self.load)
 
     @eager
     def advance(self, net: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Count a pass of the whole net."""
-        self.inside = True
+        passes = self.passes
+        passes.inside = True
         if not net.training:
             return
         if in_backward():
             # Reentrant checkpointing records gradients only here.
-            self.due = not self.counted
+            passes.due = not passes.counted
             return
-        self.counted = torch.is_grad_enabled() or self.due
-        if self.counted:
-            self._step()
+        passes.counted = torch.is_grad_enabled() or passes.due
+        if passes.counted:
+            self.clock.step, passes.called, passes.due = self.clock.step + 1, set(), False
 
     @eager
     def leave(self, net: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """The net's call is over, by an error too."""
-        self.inside = False
-
-    @eager
-    def enter(self, layer: QuantLayer, inputs: tuple[Any, ...]) -> None:
-        """Count a pass that calls layers past the net."""
-        if not layer.training or not torch.is_grad_enabled() or in_backward():
-            return
-        if not self.inside and (self.called is None or layer.layer_name in self.called):
-            self._step()
-        if self.called is not None:
-            self.called.add(layer.layer_name)
-
-    def _step(self) -> None:
-        self.clock.step += 1
-        self.called, self.due = set(), False
+        self.passes.inside = False
 
     def __call__(self, net: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Add int64 [seed, step] to the net's state (torch wants an object to mark, and a method is none)."""
-        state[prefix + KEY] = torch.tensor([self.clock.seed, self.clock.step + self.due])
+        state[prefix + KEY] = torch.tensor([self.clock.seed, self.clock.step + self.passes.due])
 
     def load(self, net: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Go on from there; UserError where it is no (seed, step). An average of states has it as floats."""
@@ -86,4 +66,4 @@ class StepCounter:
         if found.shape != (2,):
             raise UserError(f"{prefix}{KEY} is {found.tolist()}, not [seed, step]: leave it out of the state dict")
         self.clock.seed, self.clock.step = (int(number) for number in found.tolist())
-        self.called, self.due = None, False
+        self.passes.called, self.passes.due = None, False

@@ -68,6 +68,9 @@ class Clipper(nn.Module, ABC):
 class ClipForm(ABC):
     """What `quant/clip=` names: a frozen dataclass, its fields the form's settings."""
 
+    # Whether its bounds are those of a whole tensor; else each range of a finer granularity has its own.
+    per_tensor: ClassVar[bool] = True
+
     @abstractmethod
     def build(self) -> Clipper:
         """Return the clipper of one layer."""
@@ -76,6 +79,8 @@ class ClipForm(ABC):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio(ClipForm):
     """[c*min, c*max]; coefficient: c, in (0, 1]."""
+
+    per_tensor: ClassVar[bool] = False
 
     coefficient: float
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from octo_exp.quant.operand import OperandForm, Quantizer
-from octo_exp.quant.qtensor import QTensor
-from octo_exp.quant.ranges import TINY
+from octo_exp.base.errors import UserError
+from octo_exp.quant.forms import TINY, PerChannel, PerTensor
+from octo_exp.quant.quantizer import OperandForm, QTensor, Quantizer
 from octo_exp.workload import FLOAT_BYTES, Account
 
 # For each element: scale, round, clamp.
@@ -62,8 +62,15 @@ class Lsq(OperandForm):
 
     operands: ClassVar[tuple[str, ...]] = ("x", "w")
 
+    def __post_init__(self) -> None:
+        """Refuse steps that a batch would have to number."""
+        # Not super(): a dataclass with slots is made anew.
+        OperandForm.__post_init__(self)
+        if not isinstance(self.granularity, PerTensor | PerChannel):
+            raise UserError(f"granularity={self.granularity.name}: a learned step is one a tensor, or one a channel")
+
     def build(self, **where: Any) -> "LsqQuantizer":
-        """Return the quantiser of one operand of one layer; `where`: see `OperandForm.build`."""
+        """Return the quantiser of one operand of one layer; `where`: see `Quantizer`."""
         return LsqQuantizer(self, **where)
 
 
@@ -76,7 +83,8 @@ class LsqQuantizer(Quantizer):
     def __init__(self, spec: Lsq, **where: Any) -> None:
         super().__init__(spec, **where)
         self.register_buffer("count", torch.tensor(0.0))
-        self.step = nn.Parameter(torch.zeros(self.scale_shape))
+        shape = self.channels if isinstance(spec.granularity, PerChannel) and self.channels is not None else ()
+        self.step = nn.Parameter(torch.zeros(shape))
         # Of v: codes without their zero point.
         self.zero = 0 if spec.symmetric else self.q_min
         self.low, self.high = self.q_min - self.zero, self.q_max - self.zero
@@ -94,7 +102,7 @@ class LsqQuantizer(Quantizer):
         """Return s_0 of t; training keeps it, but of a step that is not finite."""
         if self.stored and not self.training:
             raise self._unseen()
-        over = [d for d in range(t.dim()) if d != self.channel_dim] if self.channel_dim is not None else None
+        over = self.spec.granularity.over(t.dim(), self.channel_dim)
         mean = t.abs().mean() if over is None else t.abs().mean(over, keepdim=True)
         first = (2 * mean / math.sqrt(self.high)).clamp(min=TINY)
         finite = torch.isfinite(first).all() and (step is None or bool(torch.isfinite(step).all()))

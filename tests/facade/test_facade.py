@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import octo_exp
 from octo_exp.base.errors import ConfigError, UserError
+from octo_exp.quant.forms import Nearest, Stochastic
 from tests.facade.strangers import NETS, gradient, noisy, pictures, plain_net
 from tests.nn.doors import watched_doors
 
@@ -225,8 +226,8 @@ def test_a_batch_that_is_not_finite_leaves_the_stored_ranges() -> None:
 
 def test_the_schemes_of_the_door_are_those_of_the_yaml_files_with_changes() -> None:
     plain, changed = octo_exp.scheme("octo"), octo_exp.scheme("octo", bits=4, g={"rounding": "stochastic"}, clip=None)
-    assert (plain.x.bits, plain.g.rounding, plain.clip is None) == (8, "nearest", False)
-    assert (changed.x.bits, changed.w.bits, changed.g.rounding, changed.clip) == (4, 4, "stochastic", None)
+    assert (plain.x.bits, plain.g.rounding, plain.clip is None) == (8, Nearest(), False)
+    assert (changed.x.bits, changed.w.bits, changed.g.rounding, changed.clip) == (4, 4, Stochastic(), None)
 
 
 def test_an_app_of_hydras_keeps_its_own_state(root: Path) -> None:

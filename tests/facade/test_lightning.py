@@ -13,7 +13,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.lightning import Int8
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.compensation import Affine
-from octo_exp.quant.operand import Quantizer
+from octo_exp.quant.quantizer import Quantizer
 from tests.facade.strangers import NETS, StrangersModule, pictures
 from tests.nn.doors import watched_doors
 

@@ -11,6 +11,7 @@ from torch import nn
 from octo_exp.nn.convert import convert
 from octo_exp.nn.layers import QuantLayer
 from octo_exp.quant.clipping import ClipForm
+from octo_exp.quant.forms import PerTensor
 from octo_exp.quant.quantizer import OperandSpec
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import ROLE_OPERANDS, ROLES, Scheme
@@ -53,11 +54,15 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-def rounding_error(t: torch.Tensor, spec: OperandSpec | None, clip: ClipForm | None = None) -> float:
+def rounding_error(
+    t: torch.Tensor, spec: OperandSpec | None, clip: ClipForm | None = None, channel_dim: int = 0
+) -> float:
     """What rounding to the spec's bits, over its granularity's ranges, and clipping may do to t: |q - t| / |t|."""
     if spec is None:
         return 0.0
-    rows = t.detach().flatten(1) if spec.granularity == "channel" else t.detach().reshape(1, -1)
+    own = sorted(spec.granularity.own(t.dim(), channel_dim)) if spec.granularity != PerTensor() else []
+    rows = t.detach().permute(*own, *(d for d in range(t.dim()) if d not in own)).flatten(len(own))
+    rows = rows.reshape(-1, rows.shape[-1])
     low, high = rows.amin(1), rows.amax(1)
     if clip is not None:
         low, high = clip.build().bounds(rows, low, high)
@@ -77,9 +82,12 @@ def product_budget(layer: QuantLayer, role: str, operands: Mapping[str, torch.Te
         return SPREAD * 2**-8
     errors = []
     for name in ROLE_OPERANDS[role]:
-        scaled = f"{name}_scaled" if role == "grad_input" and f"{name}_scaled" in operands else name
-        clip = scheme.clip if name == "g" else None
-        errors.append(rounding_error(operands[scaled], scheme.operand(name), clip) if name in operands else 0.0)
+        key = scheme.key_of(role, name)
+        scaled = f"{name}_scaled" if role == "grad_input" and f"{name}_scaled" in operands else key
+        clip, channel_dim = (scheme.clip if name == "g" else None), 0 if name == "w" else layer.op.channel_dim
+        errors.append(
+            rounding_error(operands[scaled], scheme.operand(key), clip, channel_dim) if scaled in operands else 0.0
+        )
     return SPREAD * math.hypot(*errors)
 
 

@@ -8,6 +8,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.nn.convert import compensation_penalty, convert, parameter_groups
 from octo_exp.nn.float_block import FloatConv2d, FloatLinear
 from octo_exp.nn.layers import QuantConv2d, QuantLinear
+from octo_exp.quant.forms import Hindsight
 from octo_exp.quant.rounding import Clock
 from octo_exp.quant.scheme import Scheme, apply_override
 from tests.nn.helpers import scheme
@@ -91,7 +92,7 @@ def test_overrides_change_what_they_name():
     assert model.conv2.scheme.x.bits == model.conv2.scheme.g.bits == 4
     assert model.conv2.scheme.bits == 4
     assert model.conv2.scheme.grad_weight == "bf16"
-    assert model.conv2.scheme.x.range == model.fc1.scheme.x.range == "hindsight"
+    assert model.conv2.scheme.x.range == model.fc1.scheme.x.range == Hindsight()
     assert model.fc2.scheme.x.bits == 8
     assert model.conv2.operand_bits == {"output": (4, 4), "grad_input": (4, 4), "grad_weight": (16, 16)}
 
@@ -116,7 +117,7 @@ def test_bad_overrides_are_refused(changes, message):
     [
         ("int8", {"g": "null"}, "needs a quantiser for g"),
         ("int8", {"output": "int4"}, "quant.output='int4'"),
-        ("int8", {"x__granularity": "channel"}, "only w may"),
+        ("int8", {"x__granularity": "channel"}, "output sums over input channels and taps"),
         ("int8", {"g__symmetric": "false"}, "symmetrically"),
         ("lac", {"x__symmetric": "true"}, "choose quant/compensation=affine"),
     ],

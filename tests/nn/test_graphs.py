@@ -48,6 +48,6 @@ def test_a_compiled_net_trains_and_evaluates_bit_for_bit(skip):
 def test_a_recorded_net_is_refused_in_one_line(record, skip):
     model, x = net(skip=skip), torch.randn(2, 3, 8, 8)
     model(x)
-    with pytest.raises(UserError, match=r"python -m octo_exp\.export, or use torch\.compile") as refused:
+    with pytest.raises(UserError, match=r"octo export, or use torch\.compile") as refused:
         record(model.eval(), x)
     assert "\n" not in str(refused.value)

@@ -13,6 +13,7 @@ from octo_exp.nn.convert import convert
 from octo_exp.quant.rounding import Clock
 from tests.nn.helpers import scheme, state
 
+TENSOR = "{granularity:tensor}"
 # Scheme, its changes, implementation: every kind of range, of scale and of clipping.
 CASES = [
     ("int8", {}, "torch"),
@@ -20,6 +21,8 @@ CASES = [
     ("int8", {"x__range": "hindsight", "w__range": "hindsight", "g__range": "hindsight"}, "torch"),
     ("int8", {"x__symmetric": "false", "w__granularity": "channel", "g__range": "hindsight"}, "torch"),
     ("int8", {"x__rounding": "stochastic", "g__rounding": "stochastic", "g__range": "hindsight"}, "torch"),
+    ("int8", {"x__granularity": "sample", "x_weight": "{granularity:tensor}"}, "torch"),
+    ("int8", {"g__granularity": "sample", "g_weight": TENSOR, "w_input": "{granularity:input_channel}"}, "reference"),
     ("fake_qat", {}, "torch"),
     ("fake_qat", {"x__range": "hindsight"}, "reference"),
     ("prc", {"clip": "gaussian", "x__range": "hindsight", "g__range": "hindsight"}, "torch"),

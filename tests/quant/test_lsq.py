@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import octo_exp
 from octo_exp.base.errors import UserError
 from octo_exp.nn.layers import QuantConv2d
+from octo_exp.quant.forms import TINY
 from octo_exp.quant.lsq import LearnedStep, Lsq, LsqQuantizer
-from octo_exp.quant.ranges import TINY
 from octo_exp.quant.rounding import Clock
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
 from octo_exp.kernels.ops import backend, dequantize
+from octo_exp.quant.forms import code_limits, scale_zero_point, tensor_range
 from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
-from octo_exp.quant.ranges import code_limits, scale_zero_point, tensor_range
 from octo_exp.quant.rounding import Clock, keyed_seed
 
 quantize = backend("reference", "cpu").quantize
@@ -205,7 +205,10 @@ def test_only_activations_have_a_stored_range_in_evaluation():
     [
         ({"bits": 9}, "bits"),
         ({"bits": 1}, "bits"),
-        ({"granularity": "row"}, "granularity"),
+        (
+            {"granularity": "pixel"},
+            "granularity='pixel' is unknown; choose one of tensor, channel, input_channel, sample, row",
+        ),
         ({"rounding": "up"}, "rounding"),
         ({"range": "psychic"}, "range"),
         ({"momentum": 1.0}, "momentum"),

@@ -113,6 +113,9 @@ CHANGES = {
     "output fp32": {"output": "fp32", "x__range": "hindsight"},
     "output fake": {"output": "fake", "x__range": "hindsight"},
     "two bits": {"bits": 2},
+    "by sample": {"x__granularity": "sample", "x_weight": "{granularity:channel}", "g_weight": "{granularity:channel}"},
+    "its own w": {"w__granularity": "channel", "w_input": "{granularity:input_channel,rounding:stochastic}"},
+    "floats of samples": {"x__granularity": "sample", "grad_weight": "fake"},
 }
 
 
@@ -184,6 +187,11 @@ def test_float_layers_under_autocast(net, skip, norm_input):
 def test_sequences(name, autocast):
     net = nn.Sequential(nn.Linear(16, 33), nn.ReLU(), nn.Linear(33, 20, bias=False), nn.Linear(20, 18), nn.Sigmoid())
     same_bytes(quantized(net, scheme(name), (7, 16)), (7, 16), autocast=autocast)
+
+
+def test_the_scale_of_a_row_is_kept_with_its_codes():
+    net = nn.Sequential(nn.Linear(16, 33), nn.Linear(33, 20))
+    same_bytes(quantized(net, scheme("int8", x__granularity="row", grad_weight="fake"), (40, 16)), (40, 16))
 
 
 def test_a_float_role_of_a_bf16_input_keeps_its_own_copy():

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from octo_exp.nn.convert import convert
-from octo_exp.quant.quantizer import DRAW_OPS
+from octo_exp.quant.forms import Stochastic
 from octo_exp.quant.rounding import Clock
 from octo_exp.workload import QUANTIZE_OPS
 from tests.nn.helpers import scheme
@@ -34,9 +34,29 @@ def added(name="int8", **changes):
 
 
 def test_drawn_noise_costs_a_draw_an_element():
-    assert DRAW_OPS > QUANTIZE_OPS
-    assert added(g__rounding="stochastic") == {("grad_input", "quantize"): DRAW_OPS * Y}
-    assert added(x__rounding="stochastic") == {("output", "quantize"): DRAW_OPS * X}
+    assert Stochastic.operations > QUANTIZE_OPS
+    assert added(g__rounding="stochastic") == {("grad_input", "quantize"): Stochastic.operations * Y}
+    assert added(x__rounding="stochastic") == {("output", "quantize"): Stochastic.operations * X}
+
+
+def test_a_role_with_codes_of_its_own_costs_a_pass_and_scales_that_vary_another():
+    tensor, channel = "{granularity:tensor}", "{granularity:channel}"
+    assert added(g_weight=tensor) == {("grad_weight", "quantize"): QUANTIZE_OPS * Y}
+    assert added(x_weight=tensor) == {("output", "quantize"): QUANTIZE_OPS * X}
+    # The weight is quantised in each backward pass anyway.
+    assert added(w_input=tensor) == {}
+    by_sample = added(x__granularity="sample", x_weight=tensor, g__granularity="sample", g_weight=tensor)
+    assert by_sample == {
+        ("output", "quantize"): QUANTIZE_OPS * X,
+        ("output", "elementwise"): Y,
+        ("grad_weight", "quantize"): QUANTIZE_OPS * Y,
+        ("grad_input", "elementwise"): X,
+    }
+    assert added(g_weight=channel) == {
+        ("grad_weight", "quantize"): QUANTIZE_OPS * Y,
+        ("grad_weight", "elementwise"): W,
+    }
+    assert added(w_input="{granularity:input_channel}") == {("grad_input", "elementwise"): X}
 
 
 # The sums of a tensor and of its square; the error of every code.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.calibrate.observe import Observed
-from octo_exp.quant.ranges import scale_zero_point
+from octo_exp.quant.forms import scale_zero_point
 
 METHODS = ("absmax", "percentile", "mse")
 # mse: fractions of the observed bound that are tried, and how often each side is tried anew beside the other.

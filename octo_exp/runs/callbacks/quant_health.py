@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from octo_exp.nn.layers import QuantLayer
-from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.quantizer import QTensor
 from octo_exp.runs.lit import network_of
 
 

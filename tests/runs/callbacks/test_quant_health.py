@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from octo_exp.nn.convert import convert
-from octo_exp.quant.qtensor import QTensor
+from octo_exp.quant.quantizer import QTensor
 from octo_exp.quant.rounding import Clock
 from octo_exp.runs.callbacks.quant_health import QuantHealth, operand_health
 from tests.nn.helpers import scheme
