@@ -179,7 +179,9 @@ def _int_conv(codes, weight, geometry, *, pad_value):
 def test_compiled_loops_know_no_float():
     spec = random_model(1)
     IntegerNet(spec).classify(codes_for(spec))
-    compiled = [f for f in vars(fixed_loops).values() if hasattr(f, "signatures")]
+    # Images are float: what makes codes of them stands apart.
+    loops = {name: f for name, f in vars(fixed_loops).items() if name != "codes_of_images"}
+    compiled = [f for f in loops.values() if hasattr(f, "signatures")]
     assert len(compiled) >= 6
     arguments = [str(argument) for f in compiled for signature in f.signatures for argument in signature]
     assert arguments
