@@ -16,7 +16,8 @@ from octo_exp.base.errors import UserError
 from octo_exp.kernels import ops
 from octo_exp.workload import Account, Epilogue, leaving
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def recorded() -> UserError:
@@ -32,7 +33,7 @@ def eager(forward: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(forward)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
             raise recorded()
         return forward(*args, **kwargs)
 
@@ -66,7 +67,7 @@ class _Activate(torch.autograd.Function):
 @eager
 def activate(y: Tensor, steps: Epilogue, impl: str) -> Tensor:
     """y [N, C, H, W] or [..., C] -> ReLU, then max pooling, as `steps` say; float32, differentiable."""
-    out: Tensor = _Activate.apply(y.float(), steps, impl)
+    out: Tensor = _Activate.apply(y.float(), steps, impl)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -79,7 +79,7 @@ def quantize(
     _close_fast_paths(net)
     fuse(net, impl=impl, norm_input=scheme.norm_input)
     # A pixel's channels are adjacent in every kernel, so they are in the weights.
-    net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return selection
 
 
@@ -122,7 +122,7 @@ def set_impl(net: nn.Module, impl: str) -> None:
         if isinstance(module, QuantLayer):
             module.op = dataclasses.replace(module.op, impl=impl)
         elif hasattr(module, "impl"):
-            module.impl = impl
+            module.impl = impl  # type: ignore[assignment]
 
 
 def _needs_shapes(scheme: Scheme, names: tuple[str, ...]) -> bool:
@@ -149,8 +149,8 @@ def _output_shapes(
 
 def compensation_penalty(net: nn.Module) -> Tensor | None:
     """Return the sum of what the compensations add to the loss, or None where none adds anything."""
-    layers = [m for m in net.modules() if isinstance(m, QuantLayer) and m.compensator is not None]
-    penalties = [p for m in layers if (p := m.compensator.penalty()) is not None]
+    found = [m.compensator for m in net.modules() if isinstance(m, QuantLayer) and m.compensator is not None]
+    penalties = [p for compensator in found if (p := compensator.penalty()) is not None]
     return torch.stack(penalties).sum() if penalties else None
 
 

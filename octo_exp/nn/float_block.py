@@ -16,6 +16,7 @@ from octo_exp.kernels.plain import float_gemm
 from octo_exp.nn.activation import activate, activate_plainly, eager
 from octo_exp.nn.become import become
 from octo_exp.nn.layer_accounts import float_block
+from octo_exp.nn.layer_parts import geometry_of
 from octo_exp.workload import Account, Epilogue
 
 
@@ -53,15 +54,15 @@ class _FloatConv(torch.autograd.Function):
 class FloatConv2d(nn.Conv2d):
     """nn.Conv2d in fp32 that does the ReLU and pooling behind it (`steps`) in its own epilogue."""
 
+    impl: str
+    steps: Epilogue | None
+    geometry: ops.ConvGeometry
+
     @classmethod
     def convert(cls, conv: nn.Conv2d, *, impl: str) -> "FloatConv2d":
         """Make a convolution with zero padding one of this class where it stands."""
         block = become(conv, cls)
-        block.impl = impl
-        block.steps: Epilogue | None = None
-        block.geometry = ops.ConvGeometry(
-            stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups
-        )
+        block.impl, block.steps, block.geometry = impl, None, geometry_of(conv, conv.padding)
         return block
 
     @eager
@@ -82,7 +83,7 @@ class FloatConv2d(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type):
             y = super().forward(x)
             return y if self.steps is None else activate(y, self.steps, self.impl)
-        out: Tensor = _FloatConv.apply(x.float(), self.weight, self.bias, self)
+        out: Tensor = _FloatConv.apply(x.float(), self.weight, self.bias, self)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -116,7 +117,7 @@ class FloatLinear(nn.Linear):
         """Return the layer's output; under autocast the product is autocast's, as in nn.Linear."""
         if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or x.numel() == 0:
             return super().forward(x)
-        out: Tensor = _FloatLinear.apply(x, self.weight, self.bias)
+        out: Tensor = _FloatLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -128,7 +129,8 @@ class _Bf16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, float32."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            return super().forward(x).float()
+            y: Tensor = super().forward(x)
+            return y.float()
 
     def account(self, account: Account) -> None:
         """State what a call costs, under autocast or not."""

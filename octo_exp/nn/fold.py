@@ -1,5 +1,7 @@
 """Back from a trained quantised net to plain torch: weights as they are, LAC's constants in the biases."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
@@ -32,7 +34,9 @@ def folded(net: nn.Module, fresh: nn.Module) -> nn.Module:
     make_plain(fresh.eval())
     for name, layer in net.named_modules():
         if isinstance(layer, QuantLayer) and layer.compensator is not None:
-            _add_to_bias(fresh.get_submodule(name), _constant(name, layer))
+            term = _constant(name, layer)
+            if term is not None:
+                _add_to_bias(fresh.get_submodule(name), term)
     return fresh
 
 
@@ -41,7 +45,7 @@ def make_plain(net: nn.Module) -> None:
     for module in net.modules():
         if parametrize.is_parametrized(module):
             _let_have_own_class(module)
-            for name in list(module.parametrizations):
+            for name, _ in list(module.get_submodule("parametrizations").named_children()):
                 parametrize.remove_parametrizations(module, name)
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
@@ -69,13 +73,13 @@ def constant_compensation(layer: QuantLayer) -> Tensor | None:
     return layer.compensation(w, xq, wq, sums)[0]
 
 
-def _constant(name: str, layer: QuantLayer) -> Tensor:
+def _constant(name: str, layer: QuantLayer) -> Tensor | None:
     for hook in layer._forward_pre_hooks.values():
         # These compute the weight before each forward pass; the last was before the last step.
         if isinstance(hook, prune.BasePruningMethod | WeightNorm | SpectralNorm):
             hook(layer, ())
     term = constant_compensation(layer)
-    if term.dim() > 1:
+    if term is not None and term.dim() > 1:
         raise UserError(
             f"layer {name}: compensation.granularity=element has a number for each pixel, and a bias one for each "
             "channel; train with quant.compensation.granularity=channel"
@@ -84,5 +88,7 @@ def _constant(name: str, layer: QuantLayer) -> Tensor:
 
 
 def _add_to_bias(layer: nn.Module, term: Tensor) -> None:
-    bias = term if layer.bias is None else layer.bias + term
-    layer.bias = nn.Parameter(bias.to(layer.weight))
+    # No parameter where it was computed from other tensors.
+    weight: Any = layer.weight
+    bias = layer.bias + term if isinstance(layer.bias, Tensor) else term
+    layer.bias = nn.Parameter(bias.to(weight))

@@ -6,6 +6,7 @@ stay, and what hooks see: a step whose input or output one of them looks at stay
 """
 
 from collections import Counter
+from typing import TypeGuard
 
 from torch import nn
 
@@ -87,7 +88,7 @@ def _is_relu(module: nn.Module | None) -> bool:
     return type(module) is nn.ReLU and not _is_watched(module)
 
 
-def _can_absorb(layer: nn.Module | None, steps: Epilogue) -> bool:
+def _can_absorb(layer: nn.Module | None, steps: Epilogue) -> TypeGuard[QuantLayer | FloatConv2d]:
     """Whether the layer has an epilogue to spare; a linear layer's output has no positions to pool."""
     kinds = (QuantConv2d, FloatConv2d) if steps.pool > 1 else (QuantLayer, FloatConv2d)
     return isinstance(layer, kinds) and layer.steps is None and not _is_watched(layer, inputs=False)

@@ -5,8 +5,9 @@ from typing import Any
 from torch import nn
 
 from octo_exp.base.errors import UserError
+from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.nn.three_gemms import Op
-from octo_exp.quant.compensation import Compensator
+from octo_exp.quant.compensation import Compensation, Compensator
 from octo_exp.quant.forms import PerChannel
 from octo_exp.quant.quantizer import Quantizer
 from octo_exp.quant.rounding import Clock
@@ -44,6 +45,16 @@ def build_parts(
     layer.operand_bits = {role: (_width(scheme, role, 0), _width(scheme, role, 1)) for role in ROLES}
 
 
+def geometry_of(conv: nn.Conv2d, padding: str | tuple[int, ...]) -> ConvGeometry:
+    """Return what the kernels are told of a convolution, with a border of zeros of this (height, width)."""
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be (height, width), got {padding!r}")
+    (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = conv.stride, padding, conv.dilation
+    return ConvGeometry(
+        stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w), groups=conv.groups
+    )
+
+
 def _width(scheme: Scheme, role: str, index: int) -> int:
     """Bits of an operand that a role multiplies."""
     precision = scheme.precision_of(role)
@@ -70,12 +81,12 @@ def _quantizer(layer: Any, key: str) -> Quantizer | None:
     )
 
 
-def _outputs(layer: nn.Module) -> int:
+def _outputs(layer: nn.Conv2d | nn.Linear) -> int:
     return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 
 
 def _compensator(layer: Any, output_shape: tuple[int, ...] | None) -> Compensator | None:
-    spec = layer.scheme.compensation
+    spec: Compensation | None = layer.scheme.compensation
     if spec is None:
         return None
     shape: tuple[int, ...] = (_outputs(layer),)

@@ -1,18 +1,18 @@
 """QuantConv2d and QuantLinear: float masters outside, integer GEMMs inside, one scheme each."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.nn.activation import activate, activate_plainly, recorded
 from octo_exp.nn.become import become
+from octo_exp.nn.contract import Codes, Operand
 from octo_exp.nn.layer_accounts import quantised_layer
-from octo_exp.nn.layer_parts import build_parts
-from octo_exp.nn.three_gemms import Codes, ConvOp, LinearOp, Op, QuantGemm, cross_term
+from octo_exp.nn.layer_parts import build_parts, geometry_of
+from octo_exp.nn.three_gemms import ConvOp, LinearOp, Op, QuantGemm, cross_term
 from octo_exp.quant.compensation import Compensator
 from octo_exp.quant.forms import in_backward
 from octo_exp.quant.quantizer import QTensor, Quantizer
@@ -35,7 +35,7 @@ class Gradient:
     ) -> None:
         self.layer, self.op, self.mask, self.epilogue, self.size = layer, layer.op, mask, epilogue, size
         g = self.op.layout(g.float())
-        if mask is not None:
+        if mask is not None and epilogue is not None:
             # A linear layer's mask has rows, whatever the rank of its output.
             rows = g if mask.dim() == g.dim() else self.op.rows(g)
             g = self.op.backend(g).mask_gradient(rows, mask, epilogue).reshape(g.shape)
@@ -44,7 +44,7 @@ class Gradient:
         self._codes: dict[str, QTensor] = {}
 
     def _spread(self, t: Tensor) -> Tensor:
-        if self.epilogue is None or self.epilogue.pool == 1:
+        if self.epilogue is None or self.mask is None or self.epilogue.pool == 1:
             return t
         return self.op.backend(t).spread(t, self.mask, self.epilogue, self.size)
 
@@ -121,17 +121,17 @@ class QuantLayer(nn.Module):
         return self.keys.get((role, operand))
 
     # Compiled loops begin here, see `eager`.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, float32, whatever autocast says: the roles choose their own precision."""
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[attr-defined, no-untyped-call]
             raise recorded()
         self._count()
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             # Nothing is multiplied in an empty batch; what does not fit, torch refuses.
             if x.numel() == 0 or not self.fits(x):
-                y = super().forward(x)
+                y: Tensor = super().forward(x)
                 y = y if self.steps is None else activate_plainly(y, self.steps)
             else:
                 y = self._forward(x)
@@ -159,28 +159,29 @@ class QuantLayer(nn.Module):
         xq = None if self.quantizer_x is None else self.quantize("x", x.detach())
         step = None if xq is None else xq.scale
         wq = None if self.quantizer_w is None else self.quantize("w", w.detach(), step=step)
-        # Once a step, for the cross term and for the compensation of it.
-        shifted = xq is not None and xq.zero_point is not None and wq is not None
-        code_sums = self.op.weight_sums(wq.values) if shifted else None
-        terms = [] if self.bias is None else [self.bias]
+        code_sums = cross = None
+        if xq is not None and xq.zero_point is not None and wq is not None:
+            # Once a step, for the cross term and for the compensation of it.
+            code_sums = self.op.weight_sums(wq.values)
+            cross = cross_term(xq, wq, xq.zero_point, code_sums) if self.scheme.output == "int8" else None
         term, slope = self.compensation(w, xq, wq, code_sums)
-        if term is not None:
-            terms.append(term)
-        if shifted and self.scheme.output == "int8":
-            terms.append(cross_term(xq, wq, code_sums))
-        offset = self._sum_offsets(terms)
+        offset = self._sum_offsets([t for t in (self.bias, term, cross) if t is not None])
         codes = Codes(x=xq, w=wq, slope=slope)
         operands = self._straight_through("x", x, xq), self._straight_through("w", w, wq), offset
-        if not self._is_oracle:
-            return QuantGemm.apply(*operands, self, self.steps, codes)
-        y = self._give_back_error(x, w, QuantGemm.apply(*operands, self, None, codes))
+        is_oracle = self._is_oracle
+        steps = None if is_oracle else self.steps
+        y: Tensor = QuantGemm.apply(*operands, self, steps, codes)  # type: ignore[no-untyped-call]
+        if not is_oracle:
+            return y
+        y = self._give_back_error(x, w, y)
         return y if self.steps is None else activate(y, self.steps, self.op.impl)
 
     def _straight_through(self, operand: str, t: Tensor, q: QTensor | None) -> Tensor:
         """Put the quantiser's rule for the gradient of t before the GEMM that multiplies its codes."""
-        if q is None or self.scheme.output not in ("fake", "int8"):
+        quantizer = self.quantizer_of(operand)
+        if q is None or quantizer is None or self.scheme.output not in ("fake", "int8"):
             return t
-        return self.quantizer_of(operand).straight_through(t, q, self.op.channel_dim)
+        return quantizer.straight_through(t, q, self.op.channel_dim)
 
     def _sum_offsets(self, terms: list[Tensor]) -> Tensor | None:
         if any(term.dim() > 1 for term in terms):
@@ -196,8 +197,10 @@ class QuantLayer(nn.Module):
         if not self.compensator.uses_zero_point:
             return self.compensator.term(None), None
         with torch.no_grad():
-            zero = xq.scale * xq.zero_point
-            sums = w.flatten(1).sum(1) if code_sums is None else code_sums * wq.scale.flatten()
+            # A scheme refuses this compensation where x has no zero point.
+            shifted = cast(QTensor, xq)
+            zero = shifted.scale * cast(Tensor, shifted.zero_point)
+            sums = w.flatten(1).sum(1) if wq is None or code_sums is None else code_sums * wq.scale.flatten()
         return self.compensator.term(zero * sums), self.compensator.slope(zero)
 
     @property
@@ -214,20 +217,20 @@ class QuantLayer(nn.Module):
 
     def quantize(self, key: str, t: Tensor, numel: int | None = None, *, step: Tensor | None = None) -> QTensor:
         """Quantise by the quantiser of that name; `numel` counts the zeros of a pooled gradient as well."""
-        q: QTensor = self.quantizer_of(key)(t, numel, step=step)
+        q: QTensor = getattr(self, f"quantizer_{key}")(t, numel, step=step)
         if self.observer is not None and self.training:
             self.observer(self, key, t, q)
         return q
 
     def saved_weight(self, w: Tensor, wq: QTensor | None) -> tuple[Tensor, Tensor | None]:
         """Return what grad_input is given of w: itself, or codes that cannot be made again; and their scale."""
-        if self.key_of("grad_input", "w") != "w":
+        if wq is None or self.quantizer_w is None or self.key_of("grad_input", "w") != "w":
             return w, None
         return (w if self.quantizer_w.is_repeatable else wq.values), wq.scale
 
-    def weight_again(self, w: Tensor, scale: Tensor | None) -> Tensor | QTensor:
+    def weight_again(self, w: Tensor, scale: Tensor | None) -> Operand:
         """Return w as grad_input multiplies it."""
-        if scale is not None:
+        if scale is not None and self.quantizer_w is not None:
             return self.quantizer_w.again(w, scale)
         key = self.key_of("grad_input", "w")
         return w if key is None else self.quantize(key, w)
@@ -237,7 +240,7 @@ class QuantLayer(nn.Module):
         key = self.key_of("grad_weight", "x")
         if key is None:
             return (x.bfloat16() if self.scheme.grad_weight == "bf16" else x), None, None
-        q = xq if key == "x" else self.quantize(key, x)
+        q = xq if xq is not None and key == "x" else self.quantize(key, x)
         return q.values, q.scale, q.zero_point
 
     def gradient(self, *given: Any) -> Gradient:
@@ -262,15 +265,9 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         padding = self.padding
         if isinstance(padding, str):
             left, right, top, bottom = self._reversed_padding_repeated_twice
-            padding = (top, left) if (top, left) == (bottom, right) else None
-        self.pads_before = padding is None or self.padding_mode != "zeros"
-        geometry = ConvGeometry(
-            stride=self.stride,
-            padding=(0, 0) if self.pads_before else padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
-        return ConvOp(impl=impl, geometry=geometry)
+            padding = (top, left) if (top, left) == (bottom, right) else "uneven"
+        self.pads_before = padding == "uneven" or self.padding_mode != "zeros"
+        return ConvOp(impl=impl, geometry=geometry_of(self, (0, 0) if self.pads_before else padding))
 
     def fits(self, x: Tensor) -> bool:
         """Whether x is [N, C, H, W] or [C, H, W]."""
@@ -287,6 +284,9 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with quantised GEMMs."""
+
+    # As torch declares it; None in a layer without one.
+    bias: nn.Parameter
 
     def make_op(self, impl: str) -> LinearOp:
         """Return the GEMMs."""

@@ -4,11 +4,13 @@ The forward pass is torch's own and exact. The backward pass is torch's as well,
 one scale a channel (half a step of s_c = max|x - mean| / 127 off at most), or bf16 (2^-8 of the value).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from octo_exp.nn.activation import eager
 from octo_exp.nn.become import become
@@ -33,12 +35,12 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: nn.Module, train: bool
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: "_SavedNorm", train: bool
     ) -> Tensor:
         """Normalise by the batch (train) or by the running statistics, which a training batch moves."""
         running = (norm.running_mean, norm.running_var)
         y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, *running, train, norm.factor, norm.eps)
-        center = mean if train else norm.running_mean
+        center = mean if train or norm.running_mean is None else norm.running_mean
         codes, scale = _compress(x, center, norm.saved)
         ctx.norm, ctx.train = norm, train
         ctx.save_for_backward(codes, scale, center, inverse_std, weight)
@@ -62,14 +64,14 @@ class _Norm(torch.autograd.Function):
         return dx if ctx.needs_input_grad[0] else None, dw, db, None, None
 
 
-class _SavedNorm(nn.Module):
+class _SavedNorm(_BatchNorm):
     """Mixed into torch's norms: same parameters, buffers and forward; the backward pass reads a smaller input."""
 
     saved: str
     factor: float
 
     @classmethod
-    def convert(cls, norm: nn.Module, *, saved: str) -> nn.Module:
+    def convert(cls, norm: nn.Module, *, saved: str) -> "_SavedNorm":
         """Make torch's module one of this class where it stands."""
         layer = become(norm, cls)
         layer.saved = saved
@@ -78,17 +80,18 @@ class _SavedNorm(nn.Module):
     @eager
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised x."""
-        self._check_input_dim(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         train = self.training or self.running_mean is None
         # torch refuses a training batch of one value a channel.
         if not torch.is_grad_enabled() or x.numel() == 0 or (train and x.numel() == x.shape[1]):
-            return super().forward(x)
+            plain: Tensor = super().forward(x)
+            return plain
         self.factor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 self.factor = 1.0 / float(self.num_batches_tracked)
-        y: Tensor = _Norm.apply(x.float(), self.weight, self.bias, self, train)
+        y: Tensor = _Norm.apply(x.float(), self.weight, self.bias, self, train)  # type: ignore[no-untyped-call]
         return y
 
     def account(self, account: Account) -> None:
@@ -104,4 +107,4 @@ class SavedBatchNorm2d(_SavedNorm, nn.BatchNorm2d):
     """nn.BatchNorm2d that saves its input as int8 or bf16."""
 
 
-NORMS = {nn.BatchNorm1d: SavedBatchNorm1d, nn.BatchNorm2d: SavedBatchNorm2d}
+NORMS: Mapping[type[nn.Module], type[_SavedNorm]] = {nn.BatchNorm1d: SavedBatchNorm1d, nn.BatchNorm2d: SavedBatchNorm2d}

@@ -11,7 +11,7 @@ Scales of a tensor, and of w's channels in the output, are multiplied in by the 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from octo_exp.kernels import ops
 from octo_exp.kernels.plain import float_gemm
+from octo_exp.nn.contract import Codes, Layer, Operand
 from octo_exp.quant.quantizer import QTensor
 from octo_exp.workload import Epilogue
 
@@ -160,11 +161,13 @@ class ConvOp(GemmOp):
 
     def float_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """Return the gradient of conv with respect to x."""
-        return conv2d_input(x_shape, w, g, *self._float_args())
+        dx: Tensor = conv2d_input(x_shape, w, g, *self._float_args())
+        return dx
 
     def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """Return the gradient of conv with respect to w."""
-        return conv2d_weight(x, w_shape, g, *self._float_args())
+        dw: Tensor = conv2d_weight(x, w_shape, g, *self._float_args())
+        return dw
 
     def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int]:
         """Return (OH, OW) of the convolution, before any pooling."""
@@ -172,15 +175,6 @@ class ConvOp(GemmOp):
 
 
 Op = LinearOp | ConvOp
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Codes:
-    """x and w quantised, None where they stay float; slope: LAC's derivative with respect to sum_k(w), or None."""
-
-    x: QTensor | None
-    w: QTensor | None
-    slope: Tensor | None
 
 
 def _as_float(t: Tensor, q: QTensor | None, precision: str) -> Tensor:
@@ -201,17 +195,18 @@ def product_scale(xq: QTensor, wq: QTensor) -> Tensor:
     return scale.flatten() if scale.dim() else scale
 
 
-def cross_term(xq: QTensor, wq: QTensor, code_sums: Tensor) -> Tensor:
+def cross_term(xq: QTensor, wq: QTensor, zero_point: Tensor, code_sums: Tensor) -> Tensor:
     """Return -s_x*s_w*z_x*sum_k(q_w) [O], for sum_k (q_x - z) q_w = acc - z * sum_k q_w; float64 keeps it exact."""
-    return -(product_scale(xq, wq).double() * (xq.zero_point * code_sums)).float()
+    return -(product_scale(xq, wq).double() * (zero_point * code_sums)).float()
 
 
 def compute_output(
-    layer: Any, epilogue: Epilogue | None, x: Tensor, w: Tensor, offset: Tensor | None, codes: Codes
+    layer: Layer[Op], epilogue: Epilogue | None, x: Tensor, w: Tensor, offset: Tensor | None, codes: Codes
 ) -> tuple[Tensor, Tensor | None]:
     """x, w -> (y float32, mask of the epilogue). For int8, `offset` holds the zero point's cross term already."""
     op, precision, xq, wq = layer.op, layer.scheme.output, codes.x, codes.w
     if precision == "int8":
+        xq, wq = cast(QTensor, xq), cast(QTensor, wq)
         pad, scale = 0 if xq.zero_point is None else xq.zero_point, product_scale(xq, wq)
         if not xq.scale.dim():
             return op.output(xq.values, wq.values, pad_value=pad, scale=scale, offset=offset, steps=epilogue)
@@ -223,12 +218,13 @@ def compute_output(
     return (y, None) if epilogue is None else op.backend(y).activate(y, epilogue)
 
 
-def compute_grad_input(layer: Any, g: Tensor, gq: QTensor | None, w: Any, x_shape: torch.Size) -> Tensor:
+def compute_grad_input(layer: Layer[Op], g: Tensor, gq: QTensor | None, w: Operand, x_shape: torch.Size) -> Tensor:
     """g, w (QTensor, or float) -> dx. gq is g quantised, with w's per-channel scale already multiplied in."""
     op, precision = layer.op, layer.scheme.grad_input
     if precision != "int8":
         weight = w.dequantize() if isinstance(w, QTensor) else _as_float(w, None, precision)
         return op.float_grad_input(_as_float(g, gq, precision), weight, x_shape).float()
+    gq, w = cast(QTensor, gq), cast(QTensor, w)
     dx = op.grad_input(gq.values, w.values, x_shape, scale=_of_tensors(gq.scale, w.scale))
     dx = dx.mul_(gq.scale) if gq.scale.dim() else dx
     # Every group has the same scales.
@@ -237,7 +233,7 @@ def compute_grad_input(layer: Any, g: Tensor, gq: QTensor | None, w: Any, x_shap
 
 
 def compute_grad_weight(
-    layer: Any, g: Tensor, gq: QTensor | None, x: Any, w_shape: torch.Size, slope: Tensor | None
+    layer: Layer[Op], g: Tensor, gq: QTensor | None, x: Operand, w_shape: torch.Size, slope: Tensor | None
 ) -> Tensor:
     """g, x (QTensor, or float), slope [O] or None -> dw, float32."""
     op, precision, ones = layer.op, layer.scheme.grad_weight, (1,) * (len(w_shape) - 1)
@@ -245,6 +241,7 @@ def compute_grad_weight(
         operand = x.dequantize() if isinstance(x, QTensor) else _as_float(x, None, precision)
         dw = op.float_grad_weight(_as_float(g, gq, precision), operand, w_shape).float()
         return dw if slope is None else dw + slope.reshape(-1, *ones)
+    gq, x = cast(QTensor, gq), cast(QTensor, x)
     if x.zero_point is not None:
         scale = (gq.scale * x.scale).flatten() if gq.scale.dim() else gq.scale * x.scale
         cross = -(scale.double() * (x.zero_point * op.row_sums(op.rows(gq.values).t()))).float()
@@ -271,7 +268,7 @@ class QuantGemm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, offset: Tensor | None, layer: Any, epilogue: Epilogue | None, codes: Codes
+        ctx: Any, x: Tensor, w: Tensor, offset: Tensor | None, layer: Layer[Op], epilogue: Epilogue | None, codes: Codes
     ) -> Tensor:
         """Compute the output GEMM and save what the backward GEMMs use."""
         y, mask = compute_output(layer, epilogue, x, w, offset, codes)
