@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from octo_exp.base.errors import UserError
+from octo_exp.base.files import write_bytes
 from octo_exp.bench.command import keep
 from octo_exp.cli.dse import outcome as dse_report
 from octo_exp.exports.text import run_numpy
-from octo_exp.graph.files.writer import write_atomically
 from octo_exp.hw.scalesim.texts import write_all
 from octo_exp.hw.search.state import Store
 from octo_exp.runs.callbacks.cost import _write_csv
@@ -40,7 +40,7 @@ def _report(path):
 
 
 WRITERS = {
-    "model.pkl": lambda path: write_atomically(path, b"new"),
+    "model.pkl": lambda path: write_bytes(path, b"new"),
     "logits.npy": lambda path: run_numpy._write(path, np.zeros(3, np.int8)),
     "search.npz": lambda path: Store(path, every_s=0, facts={}).save({"a": np.zeros(3)}),
     "REPORT.csv": lambda path: write_all({path: "new", path.with_name("OTHER.csv"): "new"}),

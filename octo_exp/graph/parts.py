@@ -8,12 +8,14 @@ Specs are checked where they are made: UserError in one line says what does not 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from octo_exp.base.errors import UserError
-from octo_exp.kernels.ops import ConvGeometry
+
+if TYPE_CHECKING:
+    from octo_exp.kernels.ops import ConvGeometry
 
 # Below this weight scale a channel computes nothing: QAS would divide by its square.
 DEAD_SCALE = 1e-5
@@ -43,13 +45,11 @@ def _check_sizes(sizes: Sequence[int], padding: Sequence[int]) -> None:
     require(all(type(n) is int and n >= 0 for n in padding), "padding must be ints of at least 0")
 
 
-def _check_out_size(geometry: ConvGeometry, in_size: int, kernel: tuple[int, int], out_size: int) -> None:
-    try:
-        size = geometry.output_size(in_size, in_size, kernel)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    fits = size == (out_size, out_size)
-    require(fits, f"an image of {in_size} gives {size[0]}x{size[1]}, the file says {out_size}")
+def _check_out_size(in_size: int, kernel: Sequence[int], stride: int, padding: Sequence[int], out_size: int) -> None:
+    sizes = [(in_size + 2 * p - k) // stride + 1 for k, p in zip(kernel, padding, strict=True)]
+    require(min(sizes) >= 1, f"input {in_size}x{in_size} is smaller than kernel {tuple(kernel)}")
+    fits = sizes == [out_size, out_size]
+    require(fits, f"an image of {in_size} gives {sizes[0]}x{sizes[1]}, the file says {out_size}")
 
 
 class Image(NamedTuple):
@@ -122,11 +122,14 @@ class ConvSpec:
         require(bool((np.isfinite(self.w_scales) & (self.w_scales > 0)).all()), "w_scales must be above 0")
         _check_quantization("x", self.x_scale, self.x_zero)
         _check_quantization("y", self.y_scale, self.y_zero)
-        _check_out_size(self.geometry, self.in_size, self.kernel_size, self.out_size)
+        _check_out_size(self.in_size, self.kernel_size, self.stride, self.padding, self.out_size)
 
     @property
-    def geometry(self) -> ConvGeometry:
+    def geometry(self) -> "ConvGeometry":
         """Return stride, padding and groups."""
+        # It imports torch, which whoever reads a file may not need.
+        from octo_exp.kernels.ops import ConvGeometry
+
         return ConvGeometry(stride=(self.stride, self.stride), padding=self.padding, groups=self.groups)
 
     @property
@@ -176,8 +179,7 @@ class PoolSpec:
         _check_sizes((self.channels, self.in_size, self.out_size, self.kernel, self.stride), (self.padding,))
         require(self.padding == 0 or self.kind == "max", "an average pool has no padding")
         require(2 * self.padding <= self.kernel, "a pool's padding must be at most half its kernel")
-        geometry = ConvGeometry(stride=(self.stride,) * 2, padding=(self.padding,) * 2)
-        _check_out_size(geometry, self.in_size, (self.kernel,) * 2, self.out_size)
+        _check_out_size(self.in_size, (self.kernel,) * 2, self.stride, (self.padding,) * 2, self.out_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
