@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,9 +60,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
     monkeypatch.chdir(place)
+    # What goes on with settings of its own must not find a run that another command made longer.
+    if "hydra.run.dir=RUN" in words:
+        shutil.rmtree("RUN", ignore_errors=True)
     monkeypatch.setattr(sys, "argv", ["octo"])
     for name in ("RUN", "runs/lenet5", "runs/vgg11"):
         if not Path(name).exists():
@@ -89,6 +93,7 @@ COMMANDS = [words for words in commands() if reason(words) is None]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_there")
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_runs_at_a_tiny_size(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program, *rest = words
