@@ -144,6 +144,21 @@ def test_every_setting_of_a_command_is_one_that_its_program_takes(place, monkeyp
     assert checked > 40
 
 
+def test_every_program_that_a_message_or_a_comment_names_can_be_run():
+    files = [*(ROOT / "octo_exp").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]
+    named = {
+        name
+        for file in files
+        for name in re.findall(r"python -m ((?:octo_exp|sweeps)[\w.]*\w)", file.read_text("utf-8"))
+    }
+    assert len(named) > 8
+    for name in sorted(named):
+        place = ROOT.joinpath(*name.split("."))
+        starts = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+        assert starts.is_file(), name
+        assert place.is_dir() or '__name__ == "__main__"' in starts.read_text("utf-8"), name
+
+
 def test_a_command_that_nothing_takes_is_found(place, monkeypatch):
     with pytest.raises(UserError, match="MODEL"):
         check_settings(settings_of("sweeps.compare_searches", ["MODEL"], monkeypatch), "sweeps.compare_searches")

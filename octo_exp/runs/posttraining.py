@@ -33,7 +33,7 @@ class PostTraining:
         if not self.training.is_float:
             raise UserError(
                 f"quant.training={self.training.name}: quant=ptq trains in float; to quantise a run that was trained "
-                "in integers use python -m octo_exp.exports"
+                "in integers use octo export"
             )
 
     def forget(self, folder: Path) -> None:
