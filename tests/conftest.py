@@ -35,7 +35,7 @@ for _module in (omegaconf.base, omegaconf._utils):
     _module.parse = _parse
 
 ROOT = Path(__file__).resolve().parent.parent
-# Where tests need no run: a sixth of the suite's time, `pytest -m quick`.
+# Where tests need no run: a fifth of the suite's time, `pytest -m quick`.
 QUICK = ("base", "cli", "facade", "graph/integers", "hw", "kernels", "nn", "quant", "tracing")
 QUICK_FILES = ("test_arrows.py", "test_commands.py", "test_numerics.py", "test_trust.py")
 # Files whose tests look at pictures.
