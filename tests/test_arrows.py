@@ -63,6 +63,7 @@ EXTRA = {
     "kernels/cpu": {"numba", "numpy"},
     "kernels/cpu/few_rows.py": {"llvmlite"},
     "kernels/cpu/fixed_vectors.py": {"llvmlite"},
+    "kernels/cpu/tiles.py": {"llvmlite"},
     "kernels/cpu/vectors.py": {"llvmlite"},
     "kernels/triton": {"triton"},
     "models/hf.py": {"transformers"},

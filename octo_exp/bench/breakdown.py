@@ -21,8 +21,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.bench.command import failed
 from octo_exp.bench.measure import describe, machine
 from octo_exp.bench.subjects import Subject, build
-from octo_exp.kernels import int8
-from octo_exp.kernels.cpu import loops
+from octo_exp.kernels.cpu import conv, loops
 
 LOOPS = (
     "quantize",
@@ -61,7 +60,7 @@ def profile(subject: Subject, *, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         spent: dict[str, float] = defaultdict(float)
         with ExitStack() as stack:
-            stack.enter_context(_timed(int8, "matmul", "int8 GEMM", spent))
+            stack.enter_context(_timed(conv, "multiply", "int8 GEMM", spent))
             for name in LOOPS:
                 stack.enter_context(_timed(loops, name, f"loop {name}", spent))
             for label, (owner, name) in TORCH.items():

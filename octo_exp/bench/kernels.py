@@ -44,13 +44,18 @@ def codes(*shape: int) -> Tensor:
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
 
+def geometry_of(conv: nn.Conv2d) -> ConvGeometry:
+    """Return what the kernels ask of a convolution."""
+    return ConvGeometry(
+        stride=_pair(conv.stride), padding=_pair(conv.padding), dilation=_pair(conv.dilation), groups=conv.groups
+    )
+
+
 def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
     """Return the cases of one convolution layer on inputs of `shape` [N, C, H, W]."""
     n, c, h, w = shape
     o, kernel = conv.out_channels, _pair(conv.kernel_size)
-    geometry = ConvGeometry(
-        stride=_pair(conv.stride), padding=_pair(conv.padding), dilation=_pair(conv.dilation), groups=conv.groups
-    )
+    geometry = geometry_of(conv)
     oh, ow = geometry.output_size(h, w, kernel)
     x, weight, g = codes(n, c, h, w), codes(o, c // conv.groups, *kernel), codes(n, o, oh, ow)
     scale, work = torch.tensor(1e-4), 2 * n * oh * ow * o * weight[0].numel()

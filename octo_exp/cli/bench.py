@@ -17,6 +17,7 @@ _COMMON = ("threads", "rounds", "json")
 MEASUREMENTS = {
     "cost_model": ("quant", "batch", "rounds"),
     "deploy": (*_COMMON, "batches"),
+    "multiplier": (*_COMMON, "batch"),
     "kernels": (*_COMMON, "impl", "batch", "compile"),
     "graphs": (*_COMMON, "models", "updates", "batches"),
     "memory": ("subject", "batch", "threads"),

@@ -2,8 +2,9 @@
 
 `_int_mm` (oneDNN on CPU, cuBLASLt on CUDA, padded where CUDA asks for it) has no public promise, so it is probed once
 per device with the extreme codes. Where it is missing, not exact (an x86 CPU with AVX-512 and without VNNI: its int8
-instructions saturate at 16 bits), or a plain loop (an x86 CPU with neither: ten times slower than float32) an exact
-float32 product of short sums takes its place: the same integers, slower than with an int8 instruction, and logged.
+instructions saturate at 16 bits), or a plain loop (an x86 CPU with neither: ten times slower than float32) another
+takes its place, and is named: compiled loops where a processor has them (`cpu/tiles`), else a float32 product of sums
+so short that it is exact. All give the same integers.
 """
 
 import functools
@@ -87,7 +88,7 @@ def empty_channels_last(shape: tuple[int, ...]) -> Tensor:
 def int_mm_is_exact(device_type: str) -> bool:
     """Whether `torch._int_mm` exists here and multiplies the extreme codes exactly."""
     if not hasattr(torch, "_int_mm"):
-        log.warning("torch._int_mm is missing: int8 products run through float32 (exact, slower)")
+        log.warning("torch._int_mm is missing: another exact product takes its place")
         return False
     pattern = torch.tensor([-128, -127, 127, -1], dtype=torch.int8, device=device_type)
     a, b = pattern.repeat(32, 64), pattern.flip(0).repeat(64, 32)
@@ -95,7 +96,7 @@ def int_mm_is_exact(device_type: str) -> bool:
     for left, right in ((a, b.t().repeat(2, 1)), (same, same.t())):
         if not torch.equal(_int_mm(left, right).long(), (left.double() @ right.double()).long()):
             log.warning(
-                "torch._int_mm is not exact on this %s (no VNNI?): int8 products run through float32 (exact, slower)",
+                "torch._int_mm is not exact on this %s (no VNNI?): another exact product takes its place",
                 device_type,
             )
             return False
@@ -107,10 +108,7 @@ def int_mm_pays(device_type: str) -> bool:
     """Whether `torch._int_mm` is exact here, and by an instruction for int8 rather than by a plain loop."""
     if not int_mm_is_exact(device_type):
         return False
-    if device_type == "cpu" and not _has_int8_instruction(torch.cpu):
-        log.info("this CPU has no int8 instruction (VNNI): int8 products run through float32 (exact, slower)")
-        return False
-    return True
+    return device_type != "cpu" or _has_int8_instruction(torch.cpu)
 
 
 def _has_int8_instruction(cpu: Any) -> bool:
@@ -144,8 +142,8 @@ def _int_mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return torch._int_mm(a, b)[:m, :n]
 
 
-def _float_mm(a: Tensor, b: Tensor) -> Tensor:
-    """Exact: 1,024 products of at most 2^14 stay within 2^24, the integers that float32 holds, in any order."""
+def float_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """As `matmul`: 1,024 products of at most 2^14 stay within 2^24, the integers that float32 holds, in any order."""
     out = torch.zeros((a.shape[0], b.shape[1]), dtype=torch.int32, device=a.device)
     for start in range(0, a.shape[1], 1024):
         part = slice(start, start + 1024)
@@ -161,7 +159,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None, *, integers: bool = 
     """
     usable = int_mm_is_exact if integers else int_mm_pays
     if not usable(a.device.type):
-        return _float_mm(a, b)
+        return float_matmul(a, b)
     return _int_mm(a, b, out)
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from octo_exp.bench import breakdown, kernels, memory, train_step, twin
+from octo_exp.bench import breakdown, kernels, memory, multiplier, train_step, twin
 from octo_exp.bench.measure import alternate, describe, machine, pairwise_ratio
 from octo_exp.bench.subjects import build
+from octo_exp.kernels import ops
 from octo_exp.kernels.cpu import loops
 
 LENET = ["model=lenet5", "data=mnist"]
@@ -148,6 +149,23 @@ def test_kernels(tmp_path, capsys):
 def test_kernels_refuse_to_print_where_one_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(loops, "finish_pool", wrong_epilogue)
     assert kernels.main([*LENET, "--batch", "2", "--rounds", "1"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_products(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "multiplier.json"
+    assert multiplier.main([*LENET, "--batch", "2", "--rounds", "1", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    roles = ("forward", "grad_input", "grad_weight")
+    names = [row["gemm"] for row in result["gemms"]]
+    assert names == [*(f"features.{i} {role}" for i in (3, 6) for role in roles), "all"]
+    assert result["multiplier"] == ops.backend("torch", "cpu").multiplier in capsys.readouterr().out
+    # The second convolution of LeNet-5: 6 to 16 channels, 10x10 outputs.
+    counts = [row["operations"] for row in result["gemms"]]
+    assert counts[:3] == [2 * 2 * 100 * 16 * 150, 2 * 2 * 196 * 6 * 400, 2 * 2 * 100 * 16 * 150]
+    assert counts[-1] == sum(counts[:-1])
+    monkeypatch.setattr(multiplier, "float_matmul", lambda a, b: a.float() @ b.float() + 1)
+    assert multiplier.main([*LENET, "--batch", "2", "--rounds", "1"]) == 1
     assert capsys.readouterr().out == ""
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from octo_exp.base.errors import UserError
 from octo_exp.kernels import int8, ops
+from octo_exp.kernels.cpu import tiles
 from octo_exp.kernels.ops import ConvGeometry
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -115,6 +116,7 @@ def test_both_products_are_the_same_integers(monkeypatch, pays):
 def test_what_multiplies_here_has_a_name(monkeypatch, exact, pays, expected):
     monkeypatch.setattr(int8, "int_mm_is_exact", lambda device_type: exact)
     monkeypatch.setattr(int8, "int_mm_pays", lambda device_type: pays)
+    monkeypatch.setattr(tiles, "is_available", lambda: False)
     assert ops.backend("torch", "cpu").multiplier == expected
     assert ops.backend("reference", "cpu").multiplier == "float64, exact"
 

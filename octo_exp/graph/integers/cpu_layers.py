@@ -14,9 +14,9 @@ from torch import Tensor
 
 from octo_exp.graph.integers.fixed import AddFactors
 from octo_exp.graph.parts import ConvSpec
-from octo_exp.kernels import int8
 from octo_exp.kernels.cpu import few_rows, fixed_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
+from octo_exp.kernels.cpu.conv import multiply
 from octo_exp.kernels.cpu.loops import array
 
 # Bytes of int32 sums that exist at a time.
@@ -108,7 +108,7 @@ class Conv:
             rows = self._columns(x[start : start + step], positions, k)
             made = out[start : start + step].reshape(-1, outputs)
             acc = room.of(np.int32, len(rows), outputs)
-            sums = int8.matmul(torch.from_numpy(rows), self.matrices[group], torch.from_numpy(acc), integers=True)
+            sums = multiply(torch.from_numpy(rows), self.matrices[group], torch.from_numpy(acc), integers=True)
             requantize = fixed_loops.requantize if made.size > fixed_loops.PARALLEL else fixed_loops.requantize_rows
             requantize(array(sums), *constants, self.y_zero, made)
 

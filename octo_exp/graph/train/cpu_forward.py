@@ -27,6 +27,7 @@ from octo_exp.graph.train.integer import codes_of
 from octo_exp.kernels import int8
 from octo_exp.kernels.cpu import graph_depthwise, graph_loops
 from octo_exp.kernels.cpu import loops as kernel_loops
+from octo_exp.kernels.cpu.conv import multiply
 from octo_exp.kernels.cpu.loops import array, use_torch_threads
 
 # What follows the sums: bias, scale, zero point of the output; the output and its bits, which are written.
@@ -90,7 +91,7 @@ def _gemm_forward(rows: np.ndarray, weights: np.ndarray, x_zero: int, steps: Ste
     for images in chunks:
         # Numpy's views: torch's cost more than the loops, where images are few and small.
         a = torch.from_numpy(rows[images.start * positions : images.stop * positions])
-        acc = array(int8.matmul(a, matrix, torch.from_numpy(buffer[: len(a)])))
+        acc = array(multiply(a, matrix, torch.from_numpy(buffer[: len(a)])))
         graph_loops.rescale(acc.reshape(images.stop - images.start, -1), shift, *constants, out[images], bits[images])
 
 

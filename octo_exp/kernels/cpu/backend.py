@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octo_exp.kernels import int8
 from octo_exp.kernels.backend import Backend
 from octo_exp.kernels.cpu import conv, loops
 from octo_exp.kernels.cpu.conv import finish, offset_rows, outputs, per_channel
@@ -23,6 +22,15 @@ from octo_exp.workload import Epilogue
 
 class Cpu(Backend):
     """As `Backend` says; what has no compiled form runs in plain torch."""
+
+    @property
+    def multiplier(self) -> str:
+        """As `Products`, or the loops of this package."""
+        return "int8 (vpmaddwd)" if conv.has_tiles() else super().multiplier
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """As `Products`."""
+        return conv.multiply(a, b)
 
     def quantize(
         self,
@@ -112,7 +120,7 @@ class Cpu(Backend):
         shape = (a.shape[0], b.shape[1])
         out, mask = outputs(shape, steps)
         constants = per_channel(scale, b.shape[1]), offset_rows(offset, b.shape[1])
-        finish(int8.matmul(a, b), *constants, shape, steps, out, mask)
+        finish(conv.multiply(a, b), *constants, shape, steps, out, mask)
         return out, mask
 
     def matmul_grad_weight(self, g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -125,7 +133,7 @@ class Cpu(Backend):
         out, buffer = torch.empty((o, i)), torch.empty((min(rows, o), i), dtype=torch.int32)
         for start in range(0, o, rows):
             part = slice(start, min(o, start + rows))
-            acc = int8.matmul(g[:, part].t(), x, buffer[: part.stop - start])
+            acc = conv.multiply(g[:, part].t(), x, buffer[: part.stop - start])
             self.scale_rows(acc, scale, None if offset is None else offset[part], out[part])
         return out
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from octo_exp.kernels import int8
-from octo_exp.kernels.cpu import loops
+from octo_exp.kernels.cpu import loops, tiles
+from octo_exp.kernels.cpu.compiled import OUTER, njit, prange
 from octo_exp.kernels.cpu.loops import array, use_torch_threads
 from octo_exp.kernels.int8 import MAX_K, ConvGeometry, channels_last_rows, empty_channels_last
 from octo_exp.kernels.plain import float_gemm
@@ -128,9 +129,53 @@ def gradient_columns(
     return Columns(g, kernel, geometry, in_size, beside, lambda t, rows: loops.columns_of_gradient(t, rows, *steps))
 
 
+@njit(**OUTER)
+def _gemm(a, a_step, a_by_k, b, b_step, b_by_k, m_all, k_all, n_all, out):
+    """a [M, K] and b [K, N] int8, flat -> out [M * N] int32, which K keeps within int32.
+
+    A step leads from row to row, in memory, of a: of M rows, or of K where a_by_k; of b: of K where b_by_k, else of N.
+    """
+    groups, blocks = tiles.split(m_all, n_all)
+    packed = np.empty((groups * tiles.GROUP, min(tiles.DEPTH, k_all + k_all % 2) * tiles.LANES), np.int16)
+    for start in range(0, k_all, tiles.DEPTH):
+        depth = min(tiles.DEPTH, k_all - start)
+        for group in prange(groups):
+            tiles.pack(b, b_step, b_by_k, start, depth, n_all, group, packed)
+        for block in prange(blocks):
+            tiles.multiply(a, a_step, a_by_k, start, depth, m_all, n_all, block, packed, out)
+
+
+def has_tiles() -> bool:
+    """Whether int8 products go through `tiles`: where torch's own are no int8 instruction, or not exact."""
+    return not int8.int_mm_pays("cpu") and tiles.is_available()
+
+
+def _in_memory(t: Tensor) -> tuple[np.ndarray, int, bool]:
+    """t [R, C] -> (its elements and what lies between them, the step from row to row, whether these are columns)."""
+    turned = t.shape[1] > 1 and t.stride(1) != 1 and t.stride(0) == 1
+    rows = t.t() if turned else t
+    rows = rows if rows.shape[1] == 1 or rows.stride(1) == 1 else rows.contiguous()
+    step = rows.stride(0)
+    return array(rows.as_strided(((rows.shape[0] - 1) * step + rows.shape[1],), (1,))), step, turned
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor | None = None, *, integers: bool = False) -> Tensor:
+    """a [M, K] @ b [K, N], int8 -> [M, N] int32, as `int8.matmul`."""
+    if not has_tiles():
+        return int8.matmul(a, b, out, integers=integers)
+    (m, k), n = a.shape, b.shape[1]
+    out = torch.empty((m, n), dtype=torch.int32) if out is None else out
+    if not m * k * n:
+        return out.zero_()
+    use_torch_threads()
+    right, b_step, b_by_n = _in_memory(b)
+    _gemm(*_in_memory(a), right, b_step, not b_by_n, m, k, n, array(out.view(-1)))
+    return out
+
+
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a @ b into `out`, int32 for int8 operands, float32 for float32 ones."""
-    return int8.matmul(a, b, out) if a.dtype == torch.int8 else torch.mm(a, b, out=out)
+    return multiply(a, b, out) if a.dtype == torch.int8 else torch.mm(a, b, out=out)
 
 
 def _accumulators(rows: int, columns: int, operand: Tensor) -> Tensor:
