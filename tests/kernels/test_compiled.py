@@ -115,3 +115,20 @@ def test_one_process_at_a_time_changes_the_index(loop, monkeypatch):
     double = loop()
     double(3)
     assert [[str(folder) for folder in held] for held in seen] == [[double._cache.cache_path]]
+
+
+def test_a_loop_is_compiled_anew_where_what_it_may_call_has_changed(loop, monkeypatch, tmp_path):
+    def misses():
+        fresh = loop()
+        assert fresh(2) == 4
+        return sum(fresh.stats.cache_misses.values())
+
+    assert [misses(), misses()] == [1, 0]
+    monkeypatch.setattr(compiled, "_sources", lambda: "others")
+    assert [misses(), misses()] == [1, 0]
+    file = tmp_path / "package" / "callee.py"
+    found = []
+    for text in ("1", "2"):
+        file.write_text(text)
+        found.append(compiled.digest_of(file.parent))
+    assert len(set(found)) == 2

@@ -1,10 +1,13 @@
 """The door to numba: `njit` whose compiled loops are kept where that is possible, and run where it is not.
 
 numba alone refuses to define a cached function where neither `__pycache__` beside it nor the user's own cache can be
-written, and fails on a cache that is damaged or on a full disk. Here such a loop is compiled anew.
+written, and fails on a cache that is damaged or on a full disk. Here such a loop is compiled anew. It also looks at a
+loop's own file alone, though what that calls in others is compiled into it: here a change of any of them counts.
 """
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +54,24 @@ def _cache_of(function: Callable[..., Any]) -> Any:
     return Cache(function)
 
 
+def digest_of(folder: Path) -> str:
+    """Of all sources in a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+@cache
+def _sources() -> str:
+    return digest_of(Path(__file__).parent)
+
+
 class Cache(FunctionCache):
     """numba's cache of a function; what it cannot read is compiled anew, what it cannot write is not kept."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return (*super()._index_key(sig, codegen), _sources())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function, None where there is none or it is damaged."""
