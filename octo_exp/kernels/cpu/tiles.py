@@ -174,9 +174,9 @@ def _pack_along(t, at, step, depth, count, out):
             out[to] = row[k]
             out[to + 1] = row[k + 1]
             to += PANEL
+        # Its partner, whatever it is, meets a 0 of the other operand.
         if depth % 2:
             out[to] = row[depth - 1]
-            out[to + 1] = 0
 
 
 @njit(**INNER)
