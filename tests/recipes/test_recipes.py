@@ -30,7 +30,7 @@ SUITES = {
     "data set": (("tests/data/test_data_configs.py", "tests/data/test_own_selections.py"), ("tests/data",)),
     "accelerator": (("tests/hw/test_profile.py",), _MACHINES),
     "energy table": (("tests/hw/test_energy_tables.py",), _MACHINES),
-    "export format": (("tests/exports/test_evidence.py", "tests/exports/test_publish.py"), ("tests/exports",)),
+    "export format": (("tests/exports/test_evidence.py", "tests/exports/test_publish.py"), ("tests/exports", "tests/facade")),
     "update rule": (("tests/graph/update/test_configs.py",), ("tests/graph/update", "tests/tracing")),
     "experiment": ((), ("tests/config", "tests/cli")),
 }
