@@ -182,7 +182,7 @@ class Backend(Products):
         self, x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, steps: Epilogue | None
     ) -> Masked:
         """x [N, C, H, W], w [O, C/G, KH, KW], bias [O], float32 -> (activated conv(x, w) + bias, mask)."""
-        y = F.conv2d(x, w, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        y = F.conv2d(x, w, bias, *geometry.options)
         return self._finished(y, steps)
 
     def float_conv2d_grad_weight(
@@ -197,6 +197,5 @@ class Backend(Products):
         """x [N, C, H, W] and g, masked, of the output's shape, float32 -> dw [O, C/G, KH, KW] float32."""
         if mask is not None and steps is not None and steps.pool > 1:
             g = self.spread(g, mask, steps, geometry.output_size(x.shape[2], x.shape[3], (w_shape[2], w_shape[3])))
-        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        dw: Tensor = conv2d_weight(x, w_shape, g, *options)
+        dw: Tensor = conv2d_weight(x, w_shape, g, *geometry.options)
         return dw

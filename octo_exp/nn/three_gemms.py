@@ -139,21 +139,18 @@ class ConvOp(GemmOp):
         kernel = (w_shape[2], w_shape[3])
         return self.backend(x).conv2d_grad_weight_scaled(x, g, kernel, self.geometry, pad_value, finish)
 
-    def _float_args(self) -> tuple[Any, ...]:
-        return self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups
-
     def float_output(self, x: Tensor, w: Tensor) -> Tensor:
         """Return conv(x, w)."""
-        return F.conv2d(x, w, None, *self._float_args())
+        return F.conv2d(x, w, None, *self.geometry.options)
 
     def float_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """Return the gradient of conv with respect to x."""
-        dx: Tensor = conv2d_input(x_shape, w, g, *self._float_args())
+        dx: Tensor = conv2d_input(x_shape, w, g, *self.geometry.options)
         return dx
 
     def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """Return the gradient of conv with respect to w."""
-        dw: Tensor = conv2d_weight(x, w_shape, g, *self._float_args())
+        dw: Tensor = conv2d_weight(x, w_shape, g, *self.geometry.options)
         return dw
 
     def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int]:

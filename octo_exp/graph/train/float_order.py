@@ -45,8 +45,7 @@ def codes_of(x: Tensor) -> Tensor:
 
 def forward(x: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits: bool) -> tuple[Tensor, Tensor | None]:
     """x [N, C, H, W], w [O, C/G, KH, KW], b [O], all float32 -> (y [N, O, OH, OW], bits); x and w are rounded."""
-    g, w = c.geometry, w.round()
-    acc = F.conv2d(x.round().sub_(c.x_zero), w, None, g.stride, g.padding, g.dilation, g.groups).round_()
+    acc = F.conv2d(x.round().sub_(c.x_zero), w.round(), None, *c.geometry.options).round_()
     return rescale(acc, b, c, want_bits=want_bits)
 
 
@@ -61,8 +60,7 @@ def backward(g: Tensor, kept: Kept) -> Gradients:
 
 def grad_x(h: Tensor, w: Tensor, kept: Kept) -> Tensor:
     """h [N, O, OH, OW] = g * [inside] * e, w [O, C/G, KH, KW] -> gradient of x [N, C, H, W]."""
-    g = kept.constants.geometry
-    dx: Tensor = conv2d_input(kept.x_shape, w, h, g.stride, g.padding, g.dilation, g.groups)
+    dx: Tensor = conv2d_input(kept.x_shape, w, h, *kept.constants.geometry.options)
     return dx
 
 

@@ -44,8 +44,7 @@ class Reference(Backend):
         """By torch's own gradient."""
         check_int8(g=g, w=w)
         shape = (g.shape[0], w.shape[1] * geometry.groups, *size)
-        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        out = conv2d_input(shape, w.double(), g.double(), *options)
+        out = conv2d_input(shape, w.double(), g.double(), *geometry.options)
         return _integers(out, w.shape[0] // geometry.groups * w.shape[2] * w.shape[3])
 
     def int8_conv2d_grad_weight(
