@@ -186,15 +186,10 @@ class Backend(Products):
         return self._finished(y, steps)
 
     def float_conv2d_grad_weight(
-        self,
-        x: Tensor,
-        g: Tensor,
-        mask: Tensor | None,
-        steps: Epilogue | None,
-        w_shape: torch.Size,
-        geometry: ConvGeometry,
+        self, x: Tensor, masked: Masked, steps: Epilogue | None, w_shape: torch.Size, geometry: ConvGeometry
     ) -> Tensor:
-        """x [N, C, H, W] and g, masked, of the output's shape, float32 -> dw [O, C/G, KH, KW] float32."""
+        """x [N, C, H, W]; g of the output's shape, masked, and the mask, float32 -> dw [O, C/G, KH, KW] float32."""
+        g, mask = masked
         if mask is not None and steps is not None and steps.pool > 1:
             g = self.spread(g, mask, steps, geometry.output_size(x.shape[2], x.shape[3], (w_shape[2], w_shape[3])))
         dw: Tensor = conv2d_weight(x, w_shape, g, *geometry.options)

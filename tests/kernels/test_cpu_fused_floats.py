@@ -207,7 +207,7 @@ def test_the_float_convolution_and_its_weight_gradient(case, impl, monkeypatch):
         g = torch.randn(y.shape)
         exact.backward(g.double())
         sparse = g if mask is None else ops.backend(impl, "cpu").mask_gradient(g, mask, steps)
-        dw = ops.backend(impl, "cpu").float_conv2d_grad_weight(x, sparse, mask, steps, w.shape, geometry)
+        dw = ops.backend(impl, "cpu").float_conv2d_grad_weight(x, (sparse, mask), steps, w.shape, geometry)
         terms = whole.shape[0] * whole.shape[2] * whole.shape[3]
         spread = steps is not None and steps.pool > 1
         dense = (

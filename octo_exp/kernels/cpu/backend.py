@@ -167,18 +167,13 @@ class Cpu(Backend):
         return conv.multiply_and_finish(columns, channels_last_rows(w).flatten(1).t(), finish)
 
     def float_conv2d_grad_weight(
-        self,
-        x: Tensor,
-        g: Tensor,
-        mask: Tensor | None,
-        steps: Epilogue | None,
-        w_shape: torch.Size,
-        geometry: ConvGeometry,
+        self, x: Tensor, masked: Masked, steps: Epilogue | None, w_shape: torch.Size, geometry: ConvGeometry
     ) -> Tensor:
         """Of one group: a pooled gradient is spread some images at a time and never exists whole. Channels-last."""
         if geometry.groups > 1:
-            return super().float_conv2d_grad_weight(x, g, mask, steps, w_shape, geometry)
-        kernel, outputs = (w_shape[2], w_shape[3]), g.shape[1]
+            return super().float_conv2d_grad_weight(x, masked, steps, w_shape, geometry)
+        (g, mask), kernel = masked, (w_shape[2], w_shape[3])
+        outputs = g.shape[1]
         columns = conv.input_columns(channels_last_rows(x), kernel, geometry, 0, outputs)
 
         def rows(images: slice) -> Tensor:
