@@ -22,6 +22,7 @@ from octo_exp.base.errors import FailedError, UserError
 from octo_exp.bench.command import parser_of, report
 from octo_exp.bench.measure import alternate, describe, machine
 from octo_exp.bench.subjects import batch, config, float_net
+from octo_exp.kernels.finish import Finish, Limits
 from octo_exp.kernels.ops import Backend, ConvGeometry, backend
 from octo_exp.workload import Epilogue
 
@@ -67,16 +68,16 @@ def conv_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Case]:
     zero = torch.zeros(())
 
     def output(on: Backend) -> Any:
-        return on.conv2d_scaled(x, weight, geometry, pad_value=0, scale=scale, offset=None, steps=steps)
+        return on.conv2d_scaled(x, weight, geometry, 0, Finish(scale, steps=steps))
 
     def grad_weight(on: Backend) -> Any:
-        return on.conv2d_grad_weight_scaled(x, g, kernel, geometry, pad_value=0, scale=scale, offset=None)
+        return on.conv2d_grad_weight_scaled(x, g, kernel, geometry, 0, Finish(scale))
 
     def grad_input(on: Backend) -> Any:
         return on.conv2d_grad_input_scaled(g, weight, (h, w), geometry, scale=scale)
 
     def quantize(on: Backend) -> Any:
-        return on.quantize(floats, scale, zero, q_min=-127, q_max=127)
+        return on.quantize(floats, scale, zero, Limits(-127, 127))
 
     def spread(on: Backend) -> Any:
         return None if mask is None else on.spread(pooled, mask, steps, (oh, ow))
@@ -117,7 +118,7 @@ def compiled_cases(name: str, conv: nn.Conv2d, shape: Sequence[int]) -> list[Cas
     zero = torch.zeros(())
 
     def quantize(on: Backend) -> Any:
-        return on.quantize(x, scale, zero, q_min=-127, q_max=127) if on is _PLAIN else quick_quantize(x)
+        return on.quantize(x, scale, zero, Limits(-127, 127)) if on is _PLAIN else quick_quantize(x)
 
     def activate(on: Backend) -> Any:
         return on.activate(y, steps)[0] if on is _PLAIN else quick_activate(y)[0]

@@ -2,7 +2,8 @@
 
 A value stands for round(real / scale) + zero point. Activations are int8, asymmetric, one scale a tensor; weights int8,
 symmetric, one scale an output channel; biases int32 at scale x_scale * w_scale. Images, windows and strides are square.
-Specs are checked where they are made: UserError in one line says what does not fit.
+Specs are checked where they are made: UserError in one line says what does not fit. Their fields, in this order, are
+those of a file (`files.layout`).
 """
 
 import math
@@ -93,17 +94,17 @@ class ConvSpec:
     out_channels: int
     in_size: int
     out_size: int
-    kernel_size: tuple[int, int]
     stride: int
-    padding: tuple[int, int]
     groups: int
     depthwise: bool
-    weight: np.ndarray
-    bias: np.ndarray
+    kernel_size: tuple[int, int]
+    padding: tuple[int, int]
     x_scale: float
     x_zero: int
     y_scale: float
     y_zero: int
+    weight: np.ndarray
+    bias: np.ndarray
     w_scales: np.ndarray
 
     def __post_init__(self) -> None:

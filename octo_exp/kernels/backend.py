@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from octo_exp.kernels.finish import Finish, Limits, Masked, Pad
 from octo_exp.kernels.int8 import ConvGeometry, Products, check_conv2d, check_int8, dense_flat
 from octo_exp.kernels.plain import lowering, masks
 from octo_exp.kernels.plain.philox import uniform
@@ -53,7 +54,7 @@ def _scaled_images(acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
 class Backend(Products):
     """kernel=torch where there are no compiled loops, and what every other one is made of."""
 
-    def int8_conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tensor | int = 0) -> Tensor:
+    def int8_conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Pad = 0) -> Tensor:
         """x [N, C, H, W] int8, w [O, C/G, KH, KW] int8 -> [N, O, OH, OW] as `int8_matmul`, channels-last, exact.
 
         The border is filled with `pad_value`: the zero point, so that padding means real 0.
@@ -67,31 +68,20 @@ class Backend(Products):
         return lowering.conv2d_grad_input(g, w, size, geometry, self.int8_matmul)
 
     def int8_conv2d_grad_weight(
-        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Tensor | int = 0
+        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Pad = 0
     ) -> Tensor:
         """x [N, C, H, W] int8, g [N, O, OH, OW] int8 -> [O, C/G, KH, KW], exact: K = N*OH*OW is split where needed."""
         check_int8(x=x, g=g)
         return lowering.conv2d_grad_weight(x, g, kernel, geometry, pad_value, self.int8_matmul)
 
-    def quantize(
-        self,
-        t: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        *,
-        q_min: int,
-        q_max: int,
-        low: Tensor | None = None,
-        high: Tensor | None = None,
-        seed: int | None = None,
-    ) -> Tensor:
+    def quantize(self, t: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits) -> Tensor:
         """q = clamp(round(clip(t, low, high) / scale) + zero_point, q_min, q_max) as int8, of t's shape and layout.
 
-        scale and zero_point are scalars or broadcast against t. Rounding is to nearest even, or, given a seed, floor(.
+        scale and zero_point are scalars or broadcast against t. Limits is to nearest even, or, given a seed, floor(.
         + noise) with `philox.uniform` noise: stochastic rounding. Element i draws from (seed, i); i is its place in
         memory where t is dense (see `dense_flat`), in logical order otherwise.
         """
-        out = torch.empty_like(t, dtype=torch.int8)
+        out, (q_min, q_max, low, high, seed) = torch.empty_like(t, dtype=torch.int8), limits
 
         def round_into(target: Tensor, source: Tensor, noise: Tensor | None) -> None:
             buffer = source / scale if low is None and high is None else torch.clamp(source, low, high).div_(scale)
@@ -112,7 +102,7 @@ class Backend(Products):
             round_into(flat_out[start : start + block], part, noise)
         return out
 
-    def activate(self, y: Tensor, steps: Epilogue) -> tuple[Tensor, Tensor | None]:
+    def activate(self, y: Tensor, steps: Epilogue) -> Masked:
         """y float -> (ReLU and pooling of y, mask); a pool of k gives [N, C, H//k, W//k].
 
         Mask: uint8 bits [..., ceil(C/8)] for ReLU alone (lowest bit first), int8 [N, H//k, W//k, C] for a pool: the
@@ -149,7 +139,7 @@ class Backend(Products):
             out[:, :, tap // k : ph * k : k, tap % k : pw * k : k] = torch.where(index == tap, t, 0)
         return out
 
-    def _finished(self, y: Tensor, steps: Epilogue | None) -> tuple[Tensor, Tensor | None]:
+    def _finished(self, y: Tensor, steps: Epilogue | None) -> Masked:
         return (y, None) if steps is None else self.activate(y, steps)
 
     def scale_rows(self, acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -157,32 +147,20 @@ class Backend(Products):
         out = acc * scale
         return out if offset is None else out.add_(offset.unsqueeze(1))
 
-    def matmul_scaled(
-        self, a: Tensor, b: Tensor, scale: Tensor, offset: Tensor | None, steps: Epilogue | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def matmul_scaled(self, a: Tensor, b: Tensor, finish: Finish) -> Masked:
         """a [M, K], b [K, N] int8, scale scalar or [N], offset [N] or None -> (activated a@b*scale + offset, mask)."""
-        return self._finished(scale_accumulator(self.int8_matmul(a, b), scale, offset), steps)
+        return self._finished(scale_accumulator(self.int8_matmul(a, b), finish.scale, finish.offset), finish.steps)
 
-    def matmul_grad_weight(self, g: Tensor, x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    def matmul_grad_weight(self, g: Tensor, x: Tensor, finish: Finish) -> Tensor:
         """g [M, O], x [M, I] int8, scale scalar, offset [O] or None -> g^T @ x * scale + offset a row each, [O, I]."""
-        return self.scale_rows(self.int8_matmul(g.t(), x), scale, offset)
+        return self.scale_rows(self.int8_matmul(g.t(), x), finish.scale, finish.offset)
 
-    def conv2d_scaled(
-        self,
-        x: Tensor,
-        w: Tensor,
-        geometry: ConvGeometry,
-        *,
-        pad_value: Tensor | int,
-        scale: Tensor,
-        offset: Tensor | None,
-        steps: Epilogue | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def conv2d_scaled(self, x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Pad, finish: Finish) -> Masked:
         """x [N, C, H, W], w [O, C/G, KH, KW] int8 -> (activated conv(x, w)*scale + offset, mask).
 
         The border of x is filled with `pad_value`; scale is a scalar or [O], offset [O], [O, OH, OW] or None.
         """
-        acc = self.int8_conv2d(x, w, geometry, pad_value=pad_value)
+        acc, (scale, offset, steps) = self.int8_conv2d(x, w, geometry, pad_value=pad_value), finish
         if offset is not None and offset.dim() == 3:
             return self._finished(_scaled_images(acc, scale, None).add_(offset), steps)
         return self._finished(_scaled_images(acc, scale, offset), steps)
@@ -194,39 +172,25 @@ class Backend(Products):
         return _scaled_images(self.int8_conv2d_grad_input(g, w, size, geometry), scale, None)
 
     def conv2d_grad_weight_scaled(
-        self,
-        x: Tensor,
-        g: Tensor,
-        kernel: tuple[int, int],
-        geometry: ConvGeometry,
-        *,
-        pad_value: Tensor | int,
-        scale: Tensor,
-        offset: Tensor | None,
+        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Pad, finish: Finish
     ) -> Tensor:
         """x [N, C, H, W], g [N, O, OH, OW] int8, scale a scalar, offset [O] -> dw [O, C/G, KH, KW] float32."""
         acc = self.int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad_value)
-        return self.scale_rows(acc.flatten(1), scale, offset).reshape(acc.shape)
+        return self.scale_rows(acc.flatten(1), finish.scale, finish.offset).reshape(acc.shape)
 
     def float_conv2d(
         self, x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, steps: Epilogue | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Masked:
         """x [N, C, H, W], w [O, C/G, KH, KW], bias [O], float32 -> (activated conv(x, w) + bias, mask)."""
-        y = F.conv2d(x, w, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        y = F.conv2d(x, w, bias, *geometry.options)
         return self._finished(y, steps)
 
     def float_conv2d_grad_weight(
-        self,
-        x: Tensor,
-        g: Tensor,
-        mask: Tensor | None,
-        steps: Epilogue | None,
-        w_shape: torch.Size,
-        geometry: ConvGeometry,
+        self, x: Tensor, masked: Masked, steps: Epilogue | None, w_shape: torch.Size, geometry: ConvGeometry
     ) -> Tensor:
-        """x [N, C, H, W] and g, masked, of the output's shape, float32 -> dw [O, C/G, KH, KW] float32."""
+        """x [N, C, H, W]; g of the output's shape, masked, and the mask, float32 -> dw [O, C/G, KH, KW] float32."""
+        g, mask = masked
         if mask is not None and steps is not None and steps.pool > 1:
             g = self.spread(g, mask, steps, geometry.output_size(x.shape[2], x.shape[3], (w_shape[2], w_shape[3])))
-        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        dw: Tensor = conv2d_weight(x, w_shape, g, *options)
+        dw: Tensor = conv2d_weight(x, w_shape, g, *geometry.options)
         return dw

@@ -32,6 +32,11 @@ class ConvGeometry:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
+    @property
+    def options(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        """Return stride, padding, dilation and groups, as torch's functions take them."""
+        return self.stride, self.padding, self.dilation, self.groups
+
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
         """Spatial size of the output: floor((H + 2p - d(k-1) - 1) / s) + 1 per dimension."""
         sizes = []

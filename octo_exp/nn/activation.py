@@ -103,10 +103,6 @@ class Activation(nn.Module):
         account.epilogue(account.x_shape, self.steps)
         account.make(leaving(account.x_shape, self.steps))
 
-    def as_float(self, x: Tensor) -> Tensor:
-        """Return steps(x) by torch's own operations, on any device, whoever does them in training."""
-        return activate_plainly(x, self.steps)
-
     def extra_repr(self) -> str:
         """Show the steps."""
         return f"relu={self.steps.relu}, pool={self.steps.pool}" + (", absorbed" if self.absorbed else "")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,15 +90,15 @@ def _settle_shapes(net: nn.Module, input_shape: tuple[int, ...] | None) -> None:
         return
     if input_shape is None:
         raise UserError(f"layer {lazy[0]!r} has no shape yet: pass input_shape, or run one batch through the net first")
-    _run_zeros(net, input_shape)
+    _run_zeros(net, (1, *input_shape))
 
 
-def _run_zeros(net: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Run one image of zeros in evaluation; the modes of the parts stay."""
+def _run_zeros(net: nn.Module, shape: tuple[int, ...]) -> None:
+    """Run zeros of a shape in evaluation; the modes of the parts stay."""
     modes = {module: module.training for module in net.modules()}
     device = next((p.device for p in net.parameters() if not is_lazy(p)), "cpu")
     with torch.no_grad():
-        net.eval()(torch.zeros(1, *input_shape, device=device))
+        net.eval()(torch.zeros(shape, device=device))
     for module, training in modes.items():
         module.training = training
 
@@ -135,13 +135,23 @@ def _output_shapes(
 ) -> dict[str, tuple[int, ...]]:
     if input_shape is None:
         raise UserError("quant.compensation.granularity=element needs the net's input shape: pass input_shape")
+    return shapes_of(net, names, (1, *input_shape), lambda inputs, output: output.shape[1:])
+
+
+def shapes_of(
+    net: nn.Module,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    pick: Callable[[tuple[Tensor, ...], Tensor], torch.Size],
+) -> dict[str, tuple[int, ...]]:
+    """Run zeros of a shape; return what is picked of the inputs and the output of each layer that is named."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, inputs, output: shapes.update({name: tuple(output.shape[1:])})
+        return lambda module, inputs, output: shapes.update({name: tuple(pick(inputs, output))})
 
     hooks = [net.get_submodule(name).register_forward_hook(remember(name)) for name in names]
-    _run_zeros(net, input_shape)
+    _run_zeros(net, shape)
     for hook in hooks:
         hook.remove()
     return shapes

@@ -42,12 +42,11 @@ class _FloatConv(torch.autograd.Function):
         g = g if mask is None else backend.mask_gradient(g, mask, steps)
         dx = dw = None
         if ctx.needs_input_grad[1]:
-            dw = backend.float_conv2d_grad_weight(x, g, mask, steps, ctx.w_shape, geometry)
+            dw = backend.float_conv2d_grad_weight(x, (g, mask), steps, ctx.w_shape, geometry)
         if ctx.needs_input_grad[0]:
             size = geometry.output_size(*ctx.x_shape[2:], tuple(ctx.w_shape[2:]))
             whole = backend.spread(g, mask, steps, size) if steps is not None and steps.pool > 1 else g
-            options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-            dx = conv2d_input(ctx.x_shape, w, whole, *options)
+            dx = conv2d_input(ctx.x_shape, w, whole, *geometry.options)
         return dx, dw, g.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from octo_exp.base.caches import add_json, read_json
-from octo_exp.nn.convert import quantize
+from octo_exp.nn.convert import quantize, shapes_of
 from octo_exp.nn.float_block import to_bf16
 from octo_exp.nn.fuse import block_of, fuse
 from octo_exp.nn.select import select
@@ -76,7 +76,7 @@ class Guard:
 
     def _verdict(self, net: nn.Module, scheme: Scheme, *, impl: str, input_shape: Sequence[int]) -> Verdict:
         names = select(net, scheme).quantized
-        shapes = _input_shapes(net, names, (self.batch_size, *input_shape), self.device)
+        shapes = shapes_of(net, names, (self.batch_size, *input_shape), lambda inputs, output: inputs[0].shape)
         known = read_json(self.cache)
         times: dict[str, Mapping[str, float]] = {}
         keep: dict[str, str] = {}
@@ -152,24 +152,6 @@ def _pass(net: nn.Module, x: Tensor, *, autocast: bool = False) -> Callable[[], 
         y.float().square().mean().backward()
 
     return run
-
-
-def _input_shapes(
-    net: nn.Module, names: Sequence[str], shape: tuple[int, ...], device: str
-) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: shapes.update({name: tuple(inputs[0].shape)})
-
-    hooks = [net.get_submodule(name).register_forward_pre_hook(remember(name)) for name in names]
-    training = net.training
-    with torch.no_grad():
-        net.eval()(torch.zeros(shape, device=device))
-    net.train(training)
-    for hook in hooks:
-        hook.remove()
-    return shapes
 
 
 def _machine(device: str) -> str:

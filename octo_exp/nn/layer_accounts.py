@@ -52,20 +52,16 @@ def _straight_through(layer: Any) -> list[tuple[str, Quantizer]]:
     return [(role, quantizer) for role, quantizer in pairs if quantizer is not None]
 
 
-def _quantize(account: Account, role: str, elements: int, quantizer: Quantizer) -> None:
-    account.quantize(role, elements, each=quantizer.operations)
-
-
 def _forward(account: Account, layer: Any, y_elements: int) -> None:
     x_elements, weights, scheme = account.x_elements, layer.weight.numel(), layer.scheme
     if layer.quantizer_x is not None:
-        _quantize(account, "output", x_elements, layer.quantizer_x)
+        account.quantize("output", x_elements, each=layer.quantizer_x.operations)
     if layer.quantizer_w is not None:
-        _quantize(account, "output", weights, layer.quantizer_w)
+        account.quantize("output", weights, each=layer.quantizer_w.operations)
         account.use(weights)
     if layer.quantizer_x_weight is not None and layer.weight.requires_grad:
         # In the forward pass, which alone has x; its own codes are kept in the place of the shared ones.
-        _quantize(account, "output", x_elements, layer.quantizer_x_weight)
+        account.quantize("output", x_elements, each=layer.quantizer_x_weight.operations)
         account.use(x_elements)
     if scheme.output == "bf16":
         account.cast("output", x_elements)
@@ -138,7 +134,7 @@ def _backward(account: Account, layer: Any, y: tuple[int, ...]) -> None:
     _gradient_codes(account, layer, y, precision)
     key = layer.key_of("grad_input", "w") if "grad_input" in precision else None
     if key is not None and (key == "w_input" or layer.quantizer_w.is_repeatable):
-        _quantize(account, "grad_input", weights, layer.quantizer_of(key))
+        account.quantize("grad_input", weights, each=layer.quantizer_of(key).operations)
         account.use(weights, backward=True)
     for role, name in precision.items():
         if name == "int8":
@@ -161,7 +157,7 @@ def _gradient_codes(account: Account, layer: Any, y: tuple[int, ...], precision:
         key = layer.key_of(role, "g")
         if key is not None and key not in made:
             made.add(key)
-            _quantize(account, role, elements, layer.quantizer_of(key))
+            account.quantize(role, elements, each=layer.quantizer_of(key).operations)
             account.use(math.prod(y), backward=True)
     if "g_scaled" in made:
         account.vector("grad_input", "elementwise", elements, FLOAT_BYTES * elements, FLOAT_BYTES * elements)

@@ -20,12 +20,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from octo_exp.kernels import ops
+from octo_exp.kernels.finish import Finish, Masked, Pad
 from octo_exp.kernels.plain import float_gemm
 from octo_exp.nn.contract import Codes, Layer, Operand
 from octo_exp.quant.quantizer import QTensor
 from octo_exp.workload import Epilogue
-
-Pad = Tensor | int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,23 +72,19 @@ class LinearOp(GemmOp):
         """Return t in the memory layout the kernels want."""
         return t.contiguous()
 
-    def output(
-        self, x: Tensor, w: Tensor, *, pad_value: Pad, scale: Tensor, offset: Tensor | None, steps: Epilogue | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def output(self, x: Tensor, w: Tensor, pad_value: Pad, finish: Finish) -> Masked:
         """(activated x @ w^T * scale + offset, mask); nothing is padded, so `pad_value` is not used."""
-        y, mask = self.backend(x).matmul_scaled(self.rows(x), w.t(), scale, offset, steps)
+        y, mask = self.backend(x).matmul_scaled(self.rows(x), w.t(), finish)
         # No view, which an in-place operation may not change.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], w.shape[0])), mask
 
     def grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size, *, scale: Tensor) -> Tensor:
         """Return g @ w * scale, [..., I]."""
-        return self.backend(g).matmul_scaled(self.rows(g), w, scale, None)[0].reshape(x_shape)
+        return self.backend(g).matmul_scaled(self.rows(g), w, Finish(scale))[0].reshape(x_shape)
 
-    def grad_weight(
-        self, g: Tensor, x: Tensor, w_shape: torch.Size, *, pad_value: Pad, scale: Tensor, offset: Tensor | None
-    ) -> Tensor:
+    def grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size, pad_value: Pad, finish: Finish) -> Tensor:
         """Return g^T @ x * scale + offset (one a row), [O, I]."""
-        return self.backend(g).matmul_grad_weight(self.rows(g), self.rows(x), scale, offset)
+        return self.backend(g).matmul_grad_weight(self.rows(g), self.rows(x), finish)
 
     def float_output(self, x: Tensor, w: Tensor) -> Tensor:
         """Return x @ w^T, [..., O]."""
@@ -130,43 +125,32 @@ class ConvOp(GemmOp):
         """Return t in the memory layout the kernels want."""
         return t.contiguous(memory_format=torch.channels_last)
 
-    def output(
-        self, x: Tensor, w: Tensor, *, pad_value: Pad, scale: Tensor, offset: Tensor | None, steps: Epilogue | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def output(self, x: Tensor, w: Tensor, pad_value: Pad, finish: Finish) -> Masked:
         """(activated conv(x, w) * scale + offset, mask)."""
-        return self.backend(x).conv2d_scaled(
-            x, w, self.geometry, pad_value=pad_value, scale=scale, offset=offset, steps=steps
-        )
+        return self.backend(x).conv2d_scaled(x, w, self.geometry, pad_value, finish)
 
     def grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size, *, scale: Tensor) -> Tensor:
         """Return the transposed convolution of g, times scale."""
         size = (x_shape[2], x_shape[3])
         return self.backend(g).conv2d_grad_input_scaled(g, w, size, self.geometry, scale=scale)
 
-    def grad_weight(
-        self, g: Tensor, x: Tensor, w_shape: torch.Size, *, pad_value: Pad, scale: Tensor, offset: Tensor | None
-    ) -> Tensor:
+    def grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size, pad_value: Pad, finish: Finish) -> Tensor:
         """Return the correlation of x with g, times scale, plus offset (one a channel), [O, C/G, KH, KW]."""
         kernel = (w_shape[2], w_shape[3])
-        return self.backend(x).conv2d_grad_weight_scaled(
-            x, g, kernel, self.geometry, pad_value=pad_value, scale=scale, offset=offset
-        )
-
-    def _float_args(self) -> tuple[Any, ...]:
-        return self.geometry.stride, self.geometry.padding, self.geometry.dilation, self.geometry.groups
+        return self.backend(x).conv2d_grad_weight_scaled(x, g, kernel, self.geometry, pad_value, finish)
 
     def float_output(self, x: Tensor, w: Tensor) -> Tensor:
         """Return conv(x, w)."""
-        return F.conv2d(x, w, None, *self._float_args())
+        return F.conv2d(x, w, None, *self.geometry.options)
 
     def float_grad_input(self, g: Tensor, w: Tensor, x_shape: torch.Size) -> Tensor:
         """Return the gradient of conv with respect to x."""
-        dx: Tensor = conv2d_input(x_shape, w, g, *self._float_args())
+        dx: Tensor = conv2d_input(x_shape, w, g, *self.geometry.options)
         return dx
 
     def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: torch.Size) -> Tensor:
         """Return the gradient of conv with respect to w."""
-        dw: Tensor = conv2d_weight(x, w_shape, g, *self._float_args())
+        dw: Tensor = conv2d_weight(x, w_shape, g, *self.geometry.options)
         return dw
 
     def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int]:
@@ -202,16 +186,16 @@ def cross_term(xq: QTensor, wq: QTensor, zero_point: Tensor, code_sums: Tensor) 
 
 def compute_output(
     layer: Layer[Op], epilogue: Epilogue | None, x: Tensor, w: Tensor, offset: Tensor | None, codes: Codes
-) -> tuple[Tensor, Tensor | None]:
+) -> Masked:
     """x, w -> (y float32, mask of the epilogue). For int8, `offset` holds the zero point's cross term already."""
     op, precision, xq, wq = layer.op, layer.scheme.output, codes.x, codes.w
     if precision == "int8":
         xq, wq = cast(QTensor, xq), cast(QTensor, wq)
         pad, scale = 0 if xq.zero_point is None else xq.zero_point, product_scale(xq, wq)
         if not xq.scale.dim():
-            return op.output(xq.values, wq.values, pad_value=pad, scale=scale, offset=offset, steps=epilogue)
+            return op.output(xq.values, wq.values, pad, Finish(scale, offset, epilogue))
         # One a sample or a row: a factor of all its outputs.
-        y = op.output(xq.values, wq.values, pad_value=pad, scale=scale, offset=None, steps=None)[0].mul_(xq.scale)
+        y = op.output(xq.values, wq.values, pad, Finish(scale))[0].mul_(xq.scale)
     else:
         y = op.float_output(_as_float(x, xq, precision), _as_float(w, wq, precision)).float()
     y = y if offset is None else y + op.per_channel(offset)
@@ -248,8 +232,8 @@ def compute_grad_weight(
         slope = cross if slope is None else cross + slope
     pad, scale = 0 if x.zero_point is None else x.zero_point, _of_tensors(gq.scale, x.scale)
     if gq.scale.dim() == x.scale.dim() == 0:
-        return op.grad_weight(gq.values, x.values, w_shape, pad_value=pad, scale=scale, offset=slope)
-    dw = op.grad_weight(gq.values, x.values, w_shape, pad_value=pad, scale=scale, offset=None)
+        return op.grad_weight(gq.values, x.values, w_shape, pad, Finish(scale, slope))
+    dw = op.grad_weight(gq.values, x.values, w_shape, pad, Finish(scale))
     dw = dw.mul_(gq.scale.reshape(-1, *ones)) if gq.scale.dim() else dw
     if x.scale.dim():
         # Of each group its own input channels.

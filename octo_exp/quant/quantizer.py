@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from octo_exp.base.errors import UserError
 from octo_exp.kernels import ops
+from octo_exp.kernels.finish import Limits
 from octo_exp.quant.clipping import ClipForm, Clipper
 from octo_exp.quant.forms import (
     Granularity,
@@ -132,8 +133,8 @@ class Quantizer(nn.Module, ABC):
         zero = torch.zeros((), device=t.device) if zero_point is None else zero_point
         return self._round(t, scale=scale, zero_point=zero, q_min=self.q_min, q_max=self.q_max, **bounds)
 
-    def _round(self, t: Tensor, **limits: Any) -> Tensor:
-        return ops.backend(self.impl, t.device.type).quantize(t, **limits)
+    def _round(self, t: Tensor, *, scale: Tensor, zero_point: Tensor, **limits: Any) -> Tensor:
+        return ops.backend(self.impl, t.device.type).quantize(t, scale, zero_point, Limits(**limits))
 
     @property
     def is_repeatable(self) -> bool:

@@ -18,7 +18,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.base.numbers import check_number
 from octo_exp.tracing.ask import install
 from octo_exp.tracing.buffers import buffers_of
-from octo_exp.tracing.meta_copy import check_counted, check_layers, check_names, freeze, meta_copy
+from octo_exp.tracing.meta_copy import check_counted, check_layers, check_names, meta_copy
 from octo_exp.tracing.optimizer import SGD, optimizer_cost
 from octo_exp.tracing.recorder import Recorder
 from octo_exp.tracing.vector import event_work, merged, optimizer_work, trained_parameters, vector_work
@@ -114,7 +114,8 @@ def _recorded(
     # A trainer's hooks may run inside inference mode, where nothing would ever require a gradient.
     with torch.inference_mode(False), torch.enable_grad():
         twin = meta_copy(net).train()
-        freeze(twin, frozen)
+        for name in frozen:
+            twin.get_submodule(name).requires_grad_(False)
         recorder = Recorder(twin)
         install(twin, recorder, autocast=autocast)
         record = recorder.run(shape)

@@ -45,12 +45,6 @@ def check_counted(net: nn.Module, names: Iterable[str]) -> None:
             )
 
 
-def freeze(net: nn.Module, names: Iterable[str]) -> None:
-    """Mark the parameters of the named modules as not trained."""
-    for name in names:
-        net.get_submodule(name).requires_grad_(False)
-
-
 def meta_copy(net: nn.Module) -> nn.Module:
     """Copy the net with its tensors on the meta device (no data, no memory), without hooks, layers run as float."""
     memo: dict[int, Any] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -17,17 +18,7 @@ from octo_exp.tracing.meta_copy import COUNTED
 from octo_exp.workload import Account, Record, Value
 
 # Layers that multiply and are not counted, whether or not the flop counter sees into them.
-_UNSUPPORTED = (
-    nn.Conv1d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.Bilinear,
-)
+_UNSUPPORTED = (nn.Conv1d, nn.Conv3d, _ConvTransposeNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 # Products that torch's flop counter does not know.
 _PRODUCTS = {"mv", "addmv", "dot", "vdot", "addr", "addbmm", "_trilinear", "_cdist_forward"}
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from octo_exp.kernels import int8, ops
 from octo_exp.kernels.cpu import backend as cpu_backend
 from octo_exp.kernels.cpu import conv
+from octo_exp.kernels.finish import Finish, Limits
 from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.workload import Epilogue
 from tests.kernels.test_integers import CONVS, codes
@@ -62,11 +63,10 @@ def all_three(case: Any, images: int = 3) -> list[torch.Tensor]:
     x, w, g, geometry = convolution(case, images)
     scale, offset = torch.rand(w.shape[0]) * 1e-3, torch.randn(w.shape[0])
     steps = Epilogue(relu=True, pool=2)
-    options = {"pad_value": -7, "scale": scale, "offset": offset}
-    y = both("conv2d_scaled", x, w, geometry, **options, steps=steps)
+    y = both("conv2d_scaled", x, w, geometry, -7, Finish(scale, offset, steps))
     dx = both("conv2d_grad_input_scaled", g, w, tuple(x.shape[2:]), geometry, scale=scale[0])
-    options["scale"] = scale[0]
-    return [*y, dx, both("conv2d_grad_weight_scaled", x, g, tuple(w.shape[2:]), geometry, **options)]
+    dw = both("conv2d_grad_weight_scaled", x, g, tuple(w.shape[2:]), geometry, -7, Finish(scale[0], offset))
+    return [*y, dx, dw]
 
 
 def test_every_operation_has_a_compiled_form():
@@ -83,8 +83,7 @@ def test_convolutions_with_every_epilogue_and_offset(case):
     scales = torch.tensor(3e-4), torch.rand(outputs) * 1e-3
     offsets = None, torch.randn(outputs), torch.randn(outputs, *size)
     for (scale, offset), steps in itertools.product(itertools.product(scales, offsets), STEPS):
-        options = {"pad_value": -7, "scale": scale, "offset": offset, "steps": steps}
-        y, _ = both("conv2d_scaled", x, w, geometry, **options)
+        y, _ = both("conv2d_scaled", x, w, geometry, -7, Finish(scale, offset, steps))
         assert y.is_contiguous(memory_format=torch.channels_last)
         if y.numel() > 0:
             plain = acc * scale.reshape(-1, 1, 1)
@@ -98,18 +97,18 @@ def test_gradients_of_convolutions(case):
     dx = both("conv2d_grad_input_scaled", g, w, tuple(x.shape[2:]), geometry, scale=torch.tensor(3e-4))
     assert dx.shape == x.shape
     for pad, offset in itertools.product((0, -128, 127), (None, torch.randn(w.shape[0]))):
-        options = {"pad_value": pad, "scale": torch.tensor(3e-4), "offset": offset}
-        dw = both("conv2d_grad_weight_scaled", x, g, tuple(w.shape[2:]), geometry, **options)
+        finish = Finish(torch.tensor(3e-4), offset)
+        dw = both("conv2d_grad_weight_scaled", x, g, tuple(w.shape[2:]), geometry, pad, finish)
         assert dw.shape == w.shape
 
 
 @pytest.mark.parametrize("channels", [3, 16])
 def test_every_pad_value(channels):
     x, w, g, geometry = convolution((channels, 2, (3, 3), (3, 3), ConvGeometry(padding=(1, 1))))
-    options = {"scale": torch.tensor(1.0), "offset": None}
+    finish = Finish(torch.tensor(1.0))
     for pad in (torch.tensor(-5, dtype=torch.int32), *range(-128, 128)):
-        both("conv2d_scaled", x, w, geometry, pad_value=pad, **options, steps=None)
-        both("conv2d_grad_weight_scaled", x, g, (3, 3), geometry, pad_value=pad, **options)
+        both("conv2d_scaled", x, w, geometry, pad, finish)
+        both("conv2d_grad_weight_scaled", x, g, (3, 3), geometry, pad, finish)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
@@ -121,13 +120,14 @@ def test_operands_may_have_any_layout(layout):
             return t.repeat_interleave(2, 3)[..., ::2]
         return t.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
 
-    options = {"pad_value": 3, "scale": torch.tensor(1e-3), "offset": torch.randn(9)}
-    plain = ops.backend("reference", "cpu").conv2d_scaled(x, w, geometry, **options, steps=STEPS[3])
-    laid_out = both("conv2d_scaled", laid(x), laid(w), geometry, **options, steps=STEPS[3])
+    scale, offset = torch.tensor(1e-3), torch.randn(9)
+    finish = Finish(scale, offset, STEPS[3])
+    plain = ops.backend("reference", "cpu").conv2d_scaled(x, w, geometry, 3, finish)
+    laid_out = both("conv2d_scaled", laid(x), laid(w), geometry, 3, finish)
     for a, b in zip(laid_out, plain, strict=True):
         bits_equal(a, b)
     both("conv2d_grad_input_scaled", laid(g), laid(w), (8, 7), geometry, scale=torch.tensor(1e-3))
-    both("conv2d_grad_weight_scaled", laid(x), laid(g), (3, 3), geometry, **options)
+    both("conv2d_grad_weight_scaled", laid(x), laid(g), (3, 3), geometry, 3, Finish(scale, offset))
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (7, 63, 1), (1, 7, 63), (63, 65, 7), (16, 16, 65), (65, 1, 16)])
@@ -135,10 +135,10 @@ def test_products_and_their_weight_gradient(m, k, n):
     a, b = codes(m, k), codes(k, n, seed=1)
     for scale, offset in itertools.product((torch.tensor(3e-4), torch.rand(n)), (None, torch.randn(n))):
         for steps in STEPS[:2]:
-            both("matmul_scaled", a, b, scale, offset, steps)
-            both("matmul_scaled", a.t().contiguous().t(), b.t().contiguous().t(), scale, offset, steps)
+            both("matmul_scaled", a, b, Finish(scale, offset, steps))
+            both("matmul_scaled", a.t().contiguous().t(), b.t().contiguous().t(), Finish(scale, offset, steps))
     for offset in (None, torch.randn(n)):
-        dw = both("matmul_grad_weight", codes(m, n, seed=2), a, torch.tensor(3e-4), offset)
+        dw = both("matmul_grad_weight", codes(m, n, seed=2), a, Finish(torch.tensor(3e-4), offset))
         assert dw.shape == (n, k)
 
 
@@ -176,7 +176,7 @@ def test_chunks_change_nothing_and_keep_the_columns_small(case, monkeypatch):
 def test_a_linear_weight_gradient_may_come_in_parts(rows, monkeypatch):
     monkeypatch.setattr(conv, "CHUNK_BYTES", rows * 4 * 9)
     g, x, offset = codes(7, 5), codes(7, 9, seed=1), torch.randn(5)
-    both("matmul_grad_weight", g, x, torch.tensor(3e-4), offset)
+    both("matmul_grad_weight", g, x, Finish(torch.tensor(3e-4), offset))
 
 
 def test_chunks_stay_within_the_bytes(monkeypatch):
@@ -193,7 +193,7 @@ def test_threads_change_no_bit():
         for count in (1, 2):
             torch.set_num_threads(count)
             torch.manual_seed(1)
-            q = ops.backend("torch", "cpu").quantize(t, torch.tensor(0.02), torch.tensor(0.0), q_min=-127, q_max=127)
+            q = ops.backend("torch", "cpu").quantize(t, torch.tensor(0.02), torch.tensor(0.0), Limits(-127, 127))
             results.append([q, *all_three(case)])
     finally:
         torch.set_num_threads(threads)
@@ -230,6 +230,6 @@ def test_what_fresh_memory_holds_changes_nothing(case, monkeypatch):
         both("mask_gradient", g, mask, steps)
         if steps.pool > 1:
             both("spread", g, mask, steps, (7, 8))
-    both("matmul_scaled", codes(7, 9), codes(9, 5), torch.tensor(0.1), None, STEPS[1])
-    both("matmul_grad_weight", codes(7, 9), codes(7, 5), torch.tensor(0.1), None)
-    both("quantize", y, torch.tensor(0.1), torch.tensor(0.0), q_min=-127, q_max=127)
+    both("matmul_scaled", codes(7, 9), codes(9, 5), Finish(torch.tensor(0.1), steps=STEPS[1]))
+    both("matmul_grad_weight", codes(7, 9), codes(7, 5), Finish(torch.tensor(0.1)))
+    both("quantize", y, torch.tensor(0.1), torch.tensor(0.0), Limits(-127, 127))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from octo_exp.kernels import ops
 from octo_exp.kernels.cpu import conv
+from octo_exp.kernels.finish import Finish, Limits
 from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.workload import Epilogue
 from tests.kernels.test_cpu_fused import STEPS, WIDTHS, bits_equal, both, steps_of
@@ -28,22 +29,21 @@ LAYOUTS = {
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 7, 3, 5), (3, 16, 5, 4), (2, 63, 9, 7), (3, 65, 40, 21)])
 def test_quantized_codes_of_every_layout(layout, shape):
     t = LAYOUTS[layout](torch.randn(shape))
-    limits = {"q_min": -128, "q_max": 127}
     bounds = {"low": torch.tensor(-1.0), "high": torch.tensor(0.7)}
     for zero, extra in itertools.product((0.0, -128.0, 37.0), ({}, bounds)):
-        q = both("quantize", t, torch.tensor(0.0123), torch.tensor(zero), **limits, **extra)
+        q = both("quantize", t, torch.tensor(0.0123), torch.tensor(zero), Limits(-128, 127, **extra))
         assert q.stride() == torch.empty_like(t).stride()
 
 
 @pytest.mark.parametrize("numel", [1, 7, 16, 63, 65, 16_384, 16_385, 65_537])
 def test_quantized_codes_of_every_size(numel):
     t = torch.randn(numel)
-    both("quantize", t, torch.tensor(0.0123), torch.tensor(0, dtype=torch.int32), q_min=-7, q_max=7)
+    both("quantize", t, torch.tensor(0.0123), torch.tensor(0, dtype=torch.int32), Limits(-7, 7))
 
 
 def test_halves_go_to_the_even_code_and_the_ends_saturate():
     t = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 300.0, -300.0, float("inf"), -float("inf"), 1e38])
-    q = both("quantize", t, torch.tensor(1.0), torch.tensor(0.0), q_min=-127, q_max=127)
+    q = both("quantize", t, torch.tensor(1.0), torch.tensor(0.0), Limits(-127, 127))
     assert q.tolist() == [0, 2, 2, 0, -2, 127, -127, 127, -127, 127]
 
 
@@ -53,13 +53,13 @@ def test_quantized_codes_with_a_scale_a_row(shape):
     scale = torch.rand(shape[0], *[1] * (len(shape) - 1)) + 0.01
     for given in (t, t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.t().contiguous().t()):
         for zero in (0.0, 3.0):
-            both("quantize", given, scale, torch.tensor(zero), q_min=-127, q_max=127)
+            both("quantize", given, scale, torch.tensor(zero), Limits(-127, 127))
 
 
 @pytest.mark.parametrize("scale_shape", [(5,), (1, 5)])
 def test_a_scale_a_column_is_not_one_a_row(scale_shape):
     scale = torch.rand(scale_shape) + 0.01
-    both("quantize", torch.randn(5, 5), scale, torch.tensor(0.0), q_min=-127, q_max=127)
+    both("quantize", torch.randn(5, 5), scale, torch.tensor(0.0), Limits(-127, 127))
 
 
 @pytest.mark.parametrize("channels", [1, 7, 8, 16, 63, 65])
@@ -105,13 +105,13 @@ def extremes(k: int, pair: tuple[int, int]) -> list[torch.Tensor]:
         return torch.full(shape, code, dtype=torch.int8)
 
     a, b = pair
-    on, options = ops.backend("torch", "cpu"), {"pad_value": 0, "scale": one, "offset": None}
+    on, finish = ops.backend("torch", "cpu"), Finish(one)
     return [
-        on.matmul_scaled(of(a, 2, k), of(b, k, 3), one, None)[0],
-        on.matmul_grad_weight(of(a, k, 2), of(b, k, 3), one, None),
-        on.conv2d_scaled(of(a, 2, k, 1, 1), of(b, 3, k, 1, 1), plain, steps=None, **options)[0],
+        on.matmul_scaled(of(a, 2, k), of(b, k, 3), finish)[0],
+        on.matmul_grad_weight(of(a, k, 2), of(b, k, 3), finish),
+        on.conv2d_scaled(of(a, 2, k, 1, 1), of(b, 3, k, 1, 1), plain, 0, finish)[0],
         on.conv2d_grad_input_scaled(of(a, 2, k, 1, 1), of(b, k, 3, 1, 1), (1, 1), plain, scale=one),
-        on.conv2d_grad_weight_scaled(of(a, 1, 2, 1, k), of(b, 1, 3, 1, k), (1, 1), plain, **options),
+        on.conv2d_grad_weight_scaled(of(a, 1, 2, 1, k), of(b, 1, 3, 1, k), (1, 1), plain, 0, finish),
     ]
 
 
@@ -128,23 +128,20 @@ def test_a_weight_gradient_is_exact_over_chunks(monkeypatch):
     x = torch.full((31, 2, 64, 66), -128, dtype=torch.int8)
     monkeypatch.setattr(conv, "CHUNK_BYTES", 64 * 66 * 2 * 4)
     assert x.numel() // 2 <= ops.MAX_K
-    options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
-    dw = both("conv2d_grad_weight_scaled", x, x, (1, 1), ConvGeometry(), **options)
+    dw = both("conv2d_grad_weight_scaled", x, x, (1, 1), ConvGeometry(), 0, Finish(torch.tensor(1.0)))
     assert dw.flatten().tolist() == [x.numel() // 2 * 128 * 128] * 4
 
 
 def test_a_longer_weight_gradient_is_summed_in_int64():
     x = torch.full((4, 1, 256, 257), -128, dtype=torch.int8)
     assert x.numel() > ops.MAX_K
-    options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None}
-    dw = both("conv2d_grad_weight_scaled", x, x, (1, 1), ConvGeometry(), **options)
+    dw = both("conv2d_grad_weight_scaled", x, x, (1, 1), ConvGeometry(), 0, Finish(torch.tensor(1.0)))
     assert dw.item() == float(torch.tensor(x.numel() * 128 * 128).float())
 
 
 def test_an_empty_batch_gives_an_empty_output():
     x, w = torch.empty(0, 3, 5, 5, dtype=torch.int8), torch.ones(4, 3, 3, 3, dtype=torch.int8)
-    options = {"pad_value": 0, "scale": torch.tensor(1.0), "offset": None, "steps": None}
-    assert both("conv2d_scaled", x, w, ConvGeometry(), **options)[0].shape == (0, 4, 3, 3)
+    assert both("conv2d_scaled", x, w, ConvGeometry(), 0, Finish(torch.tensor(1.0)))[0].shape == (0, 4, 3, 3)
 
 
 @pytest.mark.parametrize(("k", "compiled"), [(ops.MAX_K, True), (ops.MAX_K + 1, False)])
@@ -210,7 +207,7 @@ def test_the_float_convolution_and_its_weight_gradient(case, impl, monkeypatch):
         g = torch.randn(y.shape)
         exact.backward(g.double())
         sparse = g if mask is None else ops.backend(impl, "cpu").mask_gradient(g, mask, steps)
-        dw = ops.backend(impl, "cpu").float_conv2d_grad_weight(x, sparse, mask, steps, w.shape, geometry)
+        dw = ops.backend(impl, "cpu").float_conv2d_grad_weight(x, (sparse, mask), steps, w.shape, geometry)
         terms = whole.shape[0] * whole.shape[2] * whole.shape[3]
         spread = steps is not None and steps.pool > 1
         dense = (

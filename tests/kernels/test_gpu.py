@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from octo_exp.kernels import ops
+from octo_exp.kernels.finish import Finish, Limits
 from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.kernels.plain import philox
 from octo_exp.kernels.triton import autotune
@@ -92,10 +93,11 @@ def test_fused_convolutions_on_the_device(layer):
     acc = ops.backend("reference", "cuda").int8_conv2d(x, w, geometry, pad_value=pad)
     for offset in (None, torch.randn(o, 1, 1, device="cuda"), torch.randn(o, *out_size, device="cuda")):
         flat = offset if offset is None or offset.shape[1] > 1 else offset.flatten()
-        options = {"pad_value": pad, "scale": scale.flatten(), "offset": flat}
-        y, _ = ops.backend("triton", "cuda").conv2d_scaled(x, w, geometry, **options, steps=None)
+        finish = Finish(scale.flatten(), flat)
+        y, _ = ops.backend("triton", "cuda").conv2d_scaled(x, w, geometry, pad, finish)
         assert_within_budget(y, acc, scale, offset)
-        active, mask = ops.backend("triton", "cuda").conv2d_scaled(x, w, geometry, **options, steps=Epilogue(relu=True))
+        finish = finish._replace(steps=Epilogue(relu=True))
+        active, mask = ops.backend("triton", "cuda").conv2d_scaled(x, w, geometry, pad, finish)
         assert torch.equal(active, y.relu())
         passed = ops.backend("triton", "cuda").mask_gradient(torch.ones_like(y), mask, Epilogue(relu=True))
         assert torch.equal(passed, (y > 0).float())
@@ -105,9 +107,10 @@ def test_fused_convolutions_on_the_device(layer):
         dx, ops.backend("reference", "cuda").int8_conv2d_grad_input(g, w, size, geometry), single, None
     )
     acc = ops.backend("reference", "cuda").int8_conv2d_grad_weight(x, g, kernel, geometry, pad_value=pad)
-    options = {"pad_value": pad, "scale": single}
     for offset in (None, torch.randn(o, device="cuda")):
-        dw = ops.backend("triton", "cuda").conv2d_grad_weight_scaled(x, g, kernel, geometry, **options, offset=offset)
+        dw = ops.backend("triton", "cuda").conv2d_grad_weight_scaled(
+            x, g, kernel, geometry, pad, Finish(single, offset)
+        )
         assert_within_budget(dw, acc, single, None if offset is None else offset.reshape(-1, 1, 1, 1))
 
 
@@ -115,7 +118,7 @@ def test_fused_convolutions_on_the_device(layer):
 def test_fused_products_on_the_device(m, k, n):
     a, b, scale = on_device(m, k), on_device(n, k, seed=1).t(), torch.rand(n, device="cuda") * 1e-3
     for offset in (None, torch.randn(n, device="cuda")):
-        y, _ = ops.backend("triton", "cuda").matmul_scaled(a, b, scale, offset)
+        y, _ = ops.backend("triton", "cuda").matmul_scaled(a, b, Finish(scale, offset))
         assert_within_budget(y, ops.backend("reference", "cuda").int8_matmul(a, b), scale, offset)
 
 
@@ -133,11 +136,11 @@ def test_blocks_change_no_bit_on_the_device(monkeypatch, blocks):
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_quantize_gives_the_cpus_codes_on_the_device(impl, seed):
     t = torch.randn(64, 3, 57, 57)
-    options = {"q_min": -128, "q_max": 127, "seed": seed}
+    limits = Limits(-128, 127, seed=seed)
     for layout in (t, t.contiguous(memory_format=torch.channels_last), t[:, :, ::2]):
         for scale in (torch.tensor(0.02), torch.rand(64, 1, 1, 1) + 0.01):
-            expected = ops.backend("reference", "cpu").quantize(layout, scale, torch.tensor(3.0), **options)
-            out = ops.backend(impl, "cuda").quantize(layout.cuda(), scale.cuda(), torch.tensor(3.0).cuda(), **options)
+            expected = ops.backend("reference", "cpu").quantize(layout, scale, torch.tensor(3.0), limits)
+            out = ops.backend(impl, "cuda").quantize(layout.cuda(), scale.cuda(), torch.tensor(3.0).cuda(), limits)
             assert torch.equal(out.cpu(), expected)
 
 

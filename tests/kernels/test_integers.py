@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from octo_exp.base.errors import UserError
 from octo_exp.kernels import int8, ops
 from octo_exp.kernels.cpu import tiles
+from octo_exp.kernels.finish import Finish
 from octo_exp.kernels.ops import ConvGeometry
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -210,7 +211,7 @@ def test_pad_value_may_be_a_tensor():
 def test_scaled_product_is_the_product_scaled(impl):
     a, b = codes(17, 40), codes(40, 9, seed=1)
     scale, offset = torch.rand(9) * 1e-3, torch.randn(9)
-    out, mask = ops.backend(impl, "cpu").matmul_scaled(a, b, scale, offset)
+    out, mask = ops.backend(impl, "cpu").matmul_scaled(a, b, Finish(scale, offset))
     assert mask is None
     exact = (a.double() @ b.double()) * scale.double() + offset.double()
     # Two float32 roundings, each relative 2^-24 of the larger of product and sum.

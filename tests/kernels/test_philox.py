@@ -3,6 +3,7 @@ import torch
 
 from octo_exp.kernels import ops
 from octo_exp.kernels.cpu import noise
+from octo_exp.kernels.finish import Limits
 from octo_exp.kernels.plain import philox
 from octo_exp.kernels.plain.philox import LOW_WORD, uniform
 from octo_exp.quant.rounding import keyed_seed
@@ -84,11 +85,8 @@ def test_noise_is_uniform_and_independent_among_seeds():
 def test_stochastic_rounding_has_the_value_as_its_mean(impl, value):
     count = 20_000
     one, zero = torch.tensor(1.0), torch.tensor(0.0)
-    q = (
-        ops.backend(impl, "cpu")
-        .quantize(torch.full((count,), value), one, zero, q_min=-127, q_max=127, seed=5)
-        .double()
-    )
+    limits = Limits(-127, 127, seed=5)
+    q = ops.backend(impl, "cpu").quantize(torch.full((count,), value), one, zero, limits).double()
     share = value - value // 1
     # Four standard errors of a Bernoulli mean.
     assert abs(q.mean() - value) <= 4 * (share * (1 - share) / count) ** 0.5 + 1e-7
@@ -99,9 +97,9 @@ def test_stochastic_rounding_has_the_value_as_its_mean(impl, value):
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_the_compiled_loop_draws_what_the_plain_form_draws(size, seed):
     t = torch.randn(size)
-    options = {"q_min": -128, "q_max": 127, "low": torch.tensor(-1.5), "high": torch.tensor(2.0), "seed": seed}
+    limits = Limits(-128, 127, torch.tensor(-1.5), torch.tensor(2.0), seed)
     plain, compiled = (
-        ops.backend(impl, "cpu").quantize(t, torch.tensor(0.02), torch.tensor(3.0), **options)
+        ops.backend(impl, "cpu").quantize(t, torch.tensor(0.02), torch.tensor(3.0), limits)
         for impl in ("reference", "torch")
     )
     assert torch.equal(plain, compiled)
@@ -112,7 +110,7 @@ def test_elements_are_counted_in_the_order_of_memory(impl):
     scale, zero = torch.tensor(0.02), torch.tensor(0.0)
 
     def codes(t: torch.Tensor) -> torch.Tensor:
-        return ops.backend(impl, "cpu").quantize(t, scale, zero, q_min=-127, q_max=127, seed=4)
+        return ops.backend(impl, "cpu").quantize(t, scale, zero, Limits(-127, 127, seed=4))
 
     t = torch.randn(2, 7, 5, 3)
     rows = codes(t.permute(0, 2, 3, 1).contiguous())

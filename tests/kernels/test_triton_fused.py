@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from octo_exp.kernels import ops
 from octo_exp.kernels.backend import scale_accumulator
+from octo_exp.kernels.finish import Finish
 from octo_exp.kernels.ops import ConvGeometry
 from octo_exp.kernels.triton import conv, gemm
 from octo_exp.kernels.triton.autotune import TILES
@@ -65,20 +66,20 @@ def test_triton_product_is_the_plain_one(monkeypatch, m, k, n):
     a, b = on_device(m, k), on_device(k, n, seed=1)
     scale, offset = torch.rand(n).to(DEVICE), torch.randn(n).to(DEVICE) * 1000
     for left, right in ((a, b), (a.t().contiguous().t(), b.t().contiguous().t())):
-        exact = both("matmul_scaled", left, right, UNSCALED, None)[0]
+        exact = both("matmul_scaled", left, right, Finish(UNSCALED))[0]
         # 130 products of at most 2^14 are below 2^24: float32 holds each sum.
         assert torch.equal(exact, ops.backend("reference", DEVICE).int8_matmul(a, b).float())
         for steps in (*STEPS[:2], Epilogue(relu=False)):
-            both("matmul_scaled", left, right, scale, offset, steps)
-            both("matmul_scaled", left, right, scale[0], None, steps)
+            both("matmul_scaled", left, right, Finish(scale, offset, steps))
+            both("matmul_scaled", left, right, Finish(scale[0], steps=steps))
     g = on_device(k, m, seed=2)
     for shift in (None, torch.randn(m).to(DEVICE)):
-        both("matmul_grad_weight", g, b, scale[0], shift)
+        both("matmul_grad_weight", g, b, Finish(scale[0], shift))
 
 
 def test_triton_product_takes_an_offset_a_row():
     a, b, offset = on_device(21, 9), on_device(9, 5, seed=1), torch.randn(7, 5).to(DEVICE)
-    out = gemm.multiply(a, b, UNSCALED, offset)
+    out = gemm.multiply(a, b, Finish(UNSCALED, offset))
     assert torch.equal(out, ops.backend("reference", DEVICE).int8_matmul(a, b) + offset.repeat(3, 1))
 
 
@@ -103,12 +104,11 @@ def convolve(case, pad_value, *, images: int = 2, steps: Epilogue | None = None,
     border = torch.randn(o, *out_size).to(DEVICE) * 1000
     results = []
     for factor, shift in ((scale, border), (scale[0], offset)) if scaled else ((UNSCALED, None),):
-        pad = {"pad_value": pad_value}
-        y = both("conv2d_scaled", x, w, geometry, **pad, scale=factor, offset=shift, steps=steps)[0]
+        y = both("conv2d_scaled", x, w, geometry, pad_value, Finish(factor, shift, steps))[0]
         single = factor.reshape(-1)[0]
         dx = both("conv2d_grad_input_scaled", g, w, size, geometry, scale=single)
         shift = shift if shift is None or shift.dim() == 1 else None
-        dw = both("conv2d_grad_weight_scaled", x, g, kernel, geometry, **pad, scale=single, offset=shift)
+        dw = both("conv2d_grad_weight_scaled", x, g, kernel, geometry, pad_value, Finish(single, shift))
         results = [y, dx, dw]
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in results)
     return results
@@ -181,7 +181,7 @@ def test_triton_blocks_change_no_integer(monkeypatch, blocks):
 def test_triton_sums_of_extreme_codes_are_exact():
     x = torch.full((1, 40, 12, 12), -128, dtype=torch.int8, device=DEVICE)
     w = torch.full((2, 40, 3, 3), -128, dtype=torch.int8, device=DEVICE)
-    y = conv.conv2d(x, w, ConvGeometry(), 0, UNSCALED, None, relu=False)
+    y = conv.conv2d(x, w, ConvGeometry(), 0, Finish(UNSCALED))
     assert (y == 40 * 9 * 2**14).all()
     dw = conv.conv2d_grad_weight(x, x, (1, 1), ConvGeometry(), 0)
     assert (dw == 144 * 2**14).all()
@@ -190,7 +190,7 @@ def test_triton_sums_of_extreme_codes_are_exact():
 def test_triton_leaves_groups_to_the_plain_form_and_floats_to_torch():
     case = (6, 4, (3, 3), (7, 7), ConvGeometry(groups=2, padding=(1, 1)))
     x, w = on_device(2, 6, 7, 7), on_device(4, 3, 3, 3, seed=1)
-    both("conv2d_scaled", x, w, case[4], pad_value=-3, scale=UNSCALED / 7, offset=None, steps=STEPS[1])
+    both("conv2d_scaled", x, w, case[4], -3, Finish(UNSCALED / 7, steps=STEPS[1]))
     x, w, bias = torch.randn(2, 3, 7, 7).to(DEVICE), torch.randn(5, 3, 3, 3).to(DEVICE), torch.randn(5).to(DEVICE)
     for steps in STEPS:
         both("float_conv2d", x, w, bias, ConvGeometry(stride=(2, 2), padding=(1, 1)), steps)
@@ -199,7 +199,7 @@ def test_triton_leaves_groups_to_the_plain_form_and_floats_to_torch():
 def test_triton_lets_a_nan_through_the_relu():
     offset = torch.tensor([float("nan"), -1.0, 1.0], device=DEVICE)
     a, b = on_device(4, 8) * 0, on_device(8, 3) * 0
-    y, mask = ops.backend("triton", DEVICE).matmul_scaled(a, b, UNSCALED, offset, STEPS[1])
+    y, mask = ops.backend("triton", DEVICE).matmul_scaled(a, b, Finish(UNSCALED, offset, STEPS[1]))
     expected, expected_mask = ops.backend("reference", DEVICE).activate(
         scale_accumulator(a.int() @ b.int(), UNSCALED, offset), STEPS[1]
     )

@@ -7,6 +7,7 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
 from octo_exp.kernels import ops  # noqa: E402
+from octo_exp.kernels.finish import Limits  # noqa: E402
 from octo_exp.kernels.plain import philox  # noqa: E402
 from octo_exp.kernels.triton import quantize  # noqa: E402
 from tests.kernels.test_triton_fused import DEVICE, SIZES, UNSCALED, both, poison  # noqa: E402
@@ -43,24 +44,24 @@ def test_triton_quantizes_as_the_plain_form(monkeypatch, size, seed):
     for bounds in ({}, {"low": low}, {"low": low, "high": high}):
         for zero in (0, -128, 3.0):
             args = (t, torch.tensor(0.02, device=DEVICE), torch.tensor(zero, device=DEVICE))
-            both("quantize", *args, q_min=-128, q_max=127, **bounds, seed=seed)
-            both("quantize", *args, q_min=-7, q_max=7, **bounds, seed=seed)
+            both("quantize", *args, Limits(-128, 127, **bounds, seed=seed))
+            both("quantize", *args, Limits(-7, 7, **bounds, seed=seed))
 
 
 def test_triton_quantizes_extremes_and_ties():
     t, zero = torch.tensor([*EXTREMES, *[k + 0.5 for k in range(-130, 130)]], device=DEVICE), 0 * UNSCALED
     for scale in (1.0, 0.02, 2.0**-126):
-        both("quantize", t, scale * UNSCALED, zero, q_min=-128, q_max=127)
+        both("quantize", t, scale * UNSCALED, zero, Limits(-128, 127))
 
 
 @pytest.mark.parametrize("seed", [None, 6])
 def test_triton_quantizes_every_layout_and_scale(seed, monkeypatch):
-    zero, options = torch.tensor(2, device=DEVICE), {"q_min": -128, "q_max": 127, "seed": seed}
+    zero, limits = torch.tensor(2, device=DEVICE), Limits(-128, 127, seed=seed)
     t = torch.randn(7, 3, 5, 4).to(DEVICE)
     for layout in (t, t.contiguous(memory_format=torch.channels_last), t.transpose(1, 3), t[:, :, ::2]):
         rows, channels = torch.rand(layout.shape[0], 1, 1, 1) + 0.01, torch.rand(1, layout.shape[1], 1, 1) + 0.01
         for scale in (0.02 * UNSCALED, rows.to(DEVICE), channels.to(DEVICE)):
-            assert both("quantize", layout, scale, zero, **options).stride() == torch.empty_like(layout).stride()
+            assert both("quantize", layout, scale, zero, limits).stride() == torch.empty_like(layout).stride()
     monkeypatch.setattr(ops.Backend, "quantize", None)
     for scale in (0.02 * UNSCALED, torch.rand(7, 1, 1, 1).to(DEVICE) + 0.01):
-        assert ops.backend("triton", DEVICE).quantize(t, scale, zero, **options).shape == t.shape
+        assert ops.backend("triton", DEVICE).quantize(t, scale, zero, limits).shape == t.shape

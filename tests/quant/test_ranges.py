@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octo_exp.base.errors import UserError
+from octo_exp.kernels.finish import Limits
 from octo_exp.kernels.ops import backend, dequantize
 from octo_exp.quant.forms import code_limits, scale_zero_point, tensor_range
 from octo_exp.quant.quantizer import OperandSpec, RangeQuantizer
@@ -80,9 +81,9 @@ def test_round_trip(values, symmetric, stochastic, bits):
     assert ((restored - t).abs() <= budget).all()
     zero = 0 if q.zero_point is None else q.zero_point
     low, high = code_limits(bits, symmetric=symmetric)
-    again = quantize(restored, q.scale, torch.as_tensor(zero), q_min=low, q_max=high)
+    again = quantize(restored, q.scale, torch.as_tensor(zero), Limits(low, high))
     assert torch.equal(again, q.values)
-    real_zero = quantize(torch.zeros(1), q.scale, torch.as_tensor(zero), q_min=low, q_max=high)
+    real_zero = quantize(torch.zeros(1), q.scale, torch.as_tensor(zero), Limits(low, high))
     assert dequantize(real_zero, q.scale, torch.as_tensor(zero)).item() == 0.0
 
 
@@ -103,7 +104,7 @@ def test_stochastic_rounding_is_unbiased_and_keyed():
     scale, zero = torch.tensor(1.0), torch.tensor(0.0)
 
     def draw(*key):
-        return quantize(t, scale, zero, q_min=-127, q_max=127, seed=keyed_seed(*key))
+        return quantize(t, scale, zero, Limits(-127, 127, seed=keyed_seed(*key)))
 
     mean = draw(0, 1, "a").float().mean().item()
     # 4 standard errors of a Bernoulli(0.3) mean over 10,000 draws: 4 * sqrt(.21 / 1e4) = 0.0183.
@@ -123,7 +124,7 @@ def test_stochastic_quantizer_repeats_with_the_clock_and_is_deterministic_in_eva
     clock.step = 6
     assert not torch.equal(q(t).values, first)
     q.eval()
-    nearest = quantize(t, q(t).scale, torch.tensor(0.0), q_min=-127, q_max=127)
+    nearest = quantize(t, q(t).scale, torch.tensor(0.0), Limits(-127, 127))
     for clock.step in (6, 7):
         assert torch.equal(q(t).values, nearest)
 

@@ -4,105 +4,84 @@ Our own has a field `format` and the specs' fields by their names; each layer ha
 """
 
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
+
+import numpy as np
 
 from octo_exp.base.errors import UserError
 from octo_exp.graph.files.published import from_published, to_published
-from octo_exp.graph.files.typed import array, fields_of, pair, quantization, typed, within
+from octo_exp.graph.files.typed import array, fields_of, pair, typed, within
 from octo_exp.graph.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec, PoolSpec, ResidualSpec
 
 # To be raised with every change of what the fields mean.
 FORMAT = "octo_exp.mcu 1"
 
-_COUNTS = ("in_channels", "out_channels", "in_size", "out_size", "stride", "groups")
-_PAIRS = ("kernel_size", "padding")
-_ARRAYS = ("weight", "bias", "w_scales")
-_QUANTIZATION = ("x_scale", "x_zero", "y_scale", "y_zero")
 MODEL = ("format", "input", "layers", "classifier")
-INPUT = ("scale", "zero")
-CONV = (*_COUNTS, "depthwise", *_PAIRS, *_QUANTIZATION, *_ARRAYS)
-POOL = ("kind", "channels", "in_size", "out_size", "kernel", "stride", "padding")
-RESIDUAL = ("channels", "size", *_QUANTIZATION)
-BLOCK = ("body", "shortcut", "residual")
+# What a layer's field `layer` says.
+LAYERS: dict[str, type[Layer]] = {"conv": ConvSpec, "pool": PoolSpec, "block": BlockSpec}
+_READERS: dict[Any, Callable[..., Any]] = {np.ndarray: array, tuple[int, int]: pair}
 
 
-def _conv(value: Any) -> ConvSpec:
-    fields = fields_of(value, CONV)
-    own: dict[str, Any] = {name: typed(fields, name, int) for name in _COUNTS}
-    own |= {name: pair(fields, name) for name in _PAIRS}
-    own |= {name: array(fields, name) for name in _ARRAYS}
-    return ConvSpec(depthwise=typed(fields, "depthwise", bool), **own, **quantization(fields))
+def _read(kind: Any, value: Any) -> Any:
+    """A dict of the fields of a spec of this kind, each of the type that the kind states -> the spec."""
+    types: dict[str, Any] = {field.name: field.type for field in fields(kind)}
+    given = fields_of(value, tuple(types))
+    return kind(
+        **{name: _READERS[of](given, name) if of in _READERS else typed(given, name, of) for name, of in types.items()}
+    )
 
 
-def _convs(fields: Any, name: str) -> tuple[ConvSpec, ...]:
+def _convs(given: Any, name: str) -> tuple[ConvSpec, ...]:
     convs = []
-    for i, value in enumerate(typed(fields, name, list)):
+    for i, value in enumerate(typed(given, name, list)):
         with within(f"{name} {i}"):
-            convs.append(_conv(value))
+            convs.append(_read(ConvSpec, value))
     return tuple(convs)
 
 
-def _pool(value: Any) -> PoolSpec:
-    fields = fields_of(value, POOL)
-    return PoolSpec(kind=typed(fields, "kind", str), **{name: typed(fields, name, int) for name in POOL[1:]})
-
-
-def _residual(value: Any) -> ResidualSpec:
-    fields = fields_of(value, RESIDUAL)
-    return ResidualSpec(**{name: typed(fields, name, int) for name in RESIDUAL[:2]}, **quantization(fields))
-
-
 def _block(value: Any) -> BlockSpec:
-    fields = fields_of(value, BLOCK)
+    given = fields_of(value, tuple(field.name for field in fields(BlockSpec)))
     with within("residual"):
-        residual = None if fields["residual"] is None else _residual(fields["residual"])
-    return BlockSpec(body=_convs(fields, "body"), shortcut=_convs(fields, "shortcut"), residual=residual)
+        residual = None if given["residual"] is None else _read(ResidualSpec, given["residual"])
+    return BlockSpec(body=_convs(given, "body"), shortcut=_convs(given, "shortcut"), residual=residual)
 
 
-# What a layer's field `layer` says -> its class, and how its other fields are read.
-LAYERS: dict[str, tuple[type, Callable[[Any], Layer]]] = {
-    "conv": (ConvSpec, _conv),
-    "pool": (PoolSpec, _pool),
-    "block": (BlockSpec, _block),
-}
-
-
-def _layer(value: Any) -> Layer:
+def _layer(value: Any) -> Any:
     name = value.get("layer") if isinstance(value, dict) else None
     if not isinstance(name, str) or name not in LAYERS:
         raise UserError(f"must be a dict whose field 'layer' is one of {', '.join(LAYERS)}")
-    return LAYERS[name][1]({key: part for key, part in value.items() if key != "layer"})
+    own = {key: part for key, part in value.items() if key != "layer"}
+    return _block(own) if name == "block" else _read(LAYERS[name], own)
 
 
 def _own(tree: Any) -> ModelSpec:
-    fields = fields_of(tree, MODEL)
-    if typed(fields, "format", str) != FORMAT:
+    given = fields_of(tree, MODEL)
+    if typed(given, "format", str) != FORMAT:
         raise UserError(f"format must be {FORMAT!r}: it was written by another version")
     with within("input"):
-        values = fields_of(fields["input"], INPUT)
-        start = InputSpec(scale=typed(values, "scale", float), zero=typed(values, "zero", int))
+        start = _read(InputSpec, given["input"])
     layers = []
-    for i, value in enumerate(typed(fields, "layers", list)):
+    for i, value in enumerate(typed(given, "layers", list)):
         with within(f"layer {i}"):
             layers.append(_layer(value))
     with within("classifier"):
-        classifier = _conv(fields["classifier"])
+        classifier = _read(ConvSpec, given["classifier"])
     return ModelSpec(input=start, layers=tuple(layers), classifier=classifier)
 
 
 def _plain(value: Any) -> Any:
     """A spec or a tuple of specs -> dicts and lists; other values as they are."""
-    names = {InputSpec: INPUT, ConvSpec: CONV, PoolSpec: POOL, ResidualSpec: RESIDUAL, BlockSpec: BLOCK}
-    if type(value) in names:
-        return {name: _plain(getattr(value, name)) for name in names[type(value)]}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     # Pairs of numbers stay.
-    if isinstance(value, tuple) and all(type(part) in names for part in value):
+    if isinstance(value, tuple) and all(map(is_dataclass, value)):
         return [_plain(part) for part in value]
     return value
 
 
 def _name(layer: Layer) -> str:
-    return next(name for name, (kind, _) in LAYERS.items() if isinstance(layer, kind))
+    return next(name for name, kind in LAYERS.items() if isinstance(layer, kind))
 
 
 def from_dict(tree: Any) -> ModelSpec:
@@ -116,9 +95,5 @@ def to_dict(spec: ModelSpec) -> dict[str, Any]:
     if published is not None:
         return published
     layers = [{"layer": _name(layer)} | _plain(layer) for layer in spec.layers]
-    return {
-        "format": FORMAT,
-        "input": _plain(spec.input),
-        "layers": layers,
-        "classifier": _plain(spec.classifier),
-    }
+    own = {"format": FORMAT, "input": _plain(spec.input), "layers": layers}
+    return own | {"classifier": _plain(spec.classifier)}

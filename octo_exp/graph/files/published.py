@@ -13,10 +13,9 @@ from octo_exp.graph.spec import BlockSpec, ConvSpec, InputSpec, Layer, ModelSpec
 MODEL = ("first_conv", "blocks", "feature_mix", "classifier")
 BLOCK = ("pointwise1", "depthwise", "pointwise2", "residual", "se")
 CLASSIFIER = ("in_channel", "out_channel", "params", "kernel_size", "stride", "groups")
-CONV = (
-    *("in_channel", "in_shape", "out_channel", "out_shape", "kernel_size", "stride"),
-    *("groups", "depthwise", "act", "params"),
-)
+# Its own words, and the spec's.
+NAMES = {"in_channel": "in_channels", "in_shape": "in_size", "out_channel": "out_channels", "out_shape": "out_size"}
+CONV = (*NAMES, "kernel_size", "stride", "groups", "depthwise", "act", "params")
 PARAMS = ("weight", "bias", "x_scale", "x_zero", "y_scale", "y_zero", "w_scales")
 RESIDUAL = ("in_channel", "in_shape", "params")
 RESIDUAL_PARAMS = ("x_scale", "x_zero", "y_scale", "y_zero")
@@ -32,25 +31,13 @@ def _padding(kernel: tuple[int, int]) -> tuple[int, int]:
 def _conv(value: Any, *, is_classifier: bool = False) -> ConvSpec:
     fields = fields_of(value, CLASSIFIER if is_classifier else CONV)
     params = fields_of(fields["params"], PARAMS)
-    if not is_classifier:
-        absent(fields, "act")
-    kernel = pair(fields, "kernel_size")
-    return ConvSpec(
-        in_channels=typed(fields, "in_channel", int),
-        out_channels=typed(fields, "out_channel", int),
-        # The classifier sees the pooled image.
-        in_size=1 if is_classifier else typed(fields, "in_shape", int),
-        out_size=1 if is_classifier else typed(fields, "out_shape", int),
-        kernel_size=kernel,
-        stride=typed(fields, "stride", int),
-        padding=_padding(kernel),
-        groups=typed(fields, "groups", int),
-        depthwise=False if is_classifier else typed(fields, "depthwise", bool),
-        weight=array(params, "weight"),
-        bias=array(params, "bias"),
-        w_scales=array(params, "w_scales"),
-        **quantization(params),
-    )
+    # The classifier sees the pooled image.
+    fields = {"in_shape": 1, "out_shape": 1, "depthwise": False, "act": None} | dict(fields)
+    absent(fields, "act")
+    kernel, depthwise = pair(fields, "kernel_size"), typed(fields, "depthwise", bool)
+    own: dict[str, Any] = {NAMES.get(word, word): typed(fields, word, int) for word in (*NAMES, "stride", "groups")}
+    own |= {name: array(params, name) for name in ("weight", "bias", "w_scales")}
+    return ConvSpec(kernel_size=kernel, padding=_padding(kernel), depthwise=depthwise, **own, **quantization(params))
 
 
 def _residual(value: Any) -> ResidualSpec | None:
@@ -101,18 +88,8 @@ def from_published(tree: Any) -> ModelSpec:
 
 
 def _conv_dict(conv: ConvSpec) -> dict[str, Any]:
-    return {
-        "in_channel": conv.in_channels,
-        "in_shape": conv.in_size,
-        "out_channel": conv.out_channels,
-        "out_shape": conv.out_size,
-        "kernel_size": conv.kernel_size,
-        "stride": conv.stride,
-        "groups": conv.groups,
-        "depthwise": conv.depthwise,
-        "act": None,
-        "params": {name: getattr(conv, name) for name in PARAMS},
-    }
+    facts = {word: getattr(conv, NAMES.get(word, word)) for word in CONV[:-2]}
+    return facts | {"act": None, "params": {name: getattr(conv, name) for name in PARAMS}}
 
 
 def _residual_dict(residual: ResidualSpec | None) -> dict[str, Any] | None:

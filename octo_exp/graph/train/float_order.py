@@ -29,13 +29,11 @@ def rescale(acc: Tensor, b: Tensor, c: ConvConstants, *, want_bits: bool) -> tup
 
 
 def enter(x: Tensor) -> Tensor:
-    """The graph's tensor -> what passes between convolutions: the same here."""
+    """The graph's tensor -> what passes between convolutions: the same here, and back."""
     return x
 
 
-def leave(x: Tensor) -> Tensor:
-    """What passes between convolutions -> the graph's tensor, float32."""
-    return x
+leave = enter
 
 
 def codes_of(x: Tensor) -> Tensor:
@@ -45,8 +43,7 @@ def codes_of(x: Tensor) -> Tensor:
 
 def forward(x: Tensor, w: Tensor, b: Tensor, c: ConvConstants, *, want_bits: bool) -> tuple[Tensor, Tensor | None]:
     """x [N, C, H, W], w [O, C/G, KH, KW], b [O], all float32 -> (y [N, O, OH, OW], bits); x and w are rounded."""
-    g, w = c.geometry, w.round()
-    acc = F.conv2d(x.round().sub_(c.x_zero), w, None, g.stride, g.padding, g.dilation, g.groups).round_()
+    acc = F.conv2d(x.round().sub_(c.x_zero), w.round(), None, *c.geometry.options).round_()
     return rescale(acc, b, c, want_bits=want_bits)
 
 
@@ -61,8 +58,7 @@ def backward(g: Tensor, kept: Kept) -> Gradients:
 
 def grad_x(h: Tensor, w: Tensor, kept: Kept) -> Tensor:
     """h [N, O, OH, OW] = g * [inside] * e, w [O, C/G, KH, KW] -> gradient of x [N, C, H, W]."""
-    g = kept.constants.geometry
-    dx: Tensor = conv2d_input(kept.x_shape, w, h, g.stride, g.padding, g.dilation, g.groups)
+    dx: Tensor = conv2d_input(kept.x_shape, w, h, *kept.constants.geometry.options)
     return dx
 
 

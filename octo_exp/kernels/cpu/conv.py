@@ -15,6 +15,7 @@ from octo_exp.kernels import int8
 from octo_exp.kernels.cpu import loops, tiles
 from octo_exp.kernels.cpu.compiled import OUTER, njit, prange
 from octo_exp.kernels.cpu.loops import array, use_torch_threads
+from octo_exp.kernels.finish import Finish, Masked, Pad
 from octo_exp.kernels.int8 import MAX_K, ConvGeometry, channels_last_rows, empty_channels_last
 from octo_exp.kernels.plain import float_gemm
 from octo_exp.workload import Epilogue
@@ -36,7 +37,7 @@ def offset_rows(offset: Tensor | None, channels: int) -> np.ndarray:
     return array(offset.float().reshape(-1, channels).contiguous())
 
 
-def outputs(shape: tuple[int, ...], steps: Epilogue | None) -> tuple[Tensor, Tensor | None]:
+def outputs(shape: tuple[int, ...], steps: Epilogue | None) -> Masked:
     """Uninitialised (output, mask) of a GEMM whose output is `shape` [..., C]; the output is NCHW where 4-D."""
     pool = 1 if steps is None else steps.pool
     if len(shape) == 4:
@@ -110,9 +111,7 @@ class Columns:
         return columns
 
 
-def input_columns(
-    x: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int, beside: int
-) -> Columns:
+def input_columns(x: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Pad, beside: int) -> Columns:
     """x [N, H, W, C] -> rows of output positions; the border holds `pad_value`."""
     size, pad = (x.shape[1], x.shape[2]), (np.int8 if x.dtype == torch.int8 else np.float32)(int(pad_value))
     out_size = geometry.output_size(*size, kernel)
@@ -182,11 +181,9 @@ def _accumulators(rows: int, columns: int, operand: Tensor) -> Tensor:
     return torch.empty((rows, columns), dtype=torch.int32 if operand.dtype == torch.int8 else torch.float32)
 
 
-def multiply_and_finish(
-    columns: Columns, weight: Tensor, scale: Tensor, offset: Tensor | None, steps: Epilogue | None
-) -> tuple[Tensor, Tensor | None]:
+def multiply_and_finish(columns: Columns, weight: Tensor, how: Finish) -> Masked:
     """columns @ weight [K, C] -> (activated product * scale + offset [N, C, H, W], mask)."""
-    channels = weight.shape[1]
+    channels, (scale, offset, steps) = weight.shape[1], how
     out, mask = outputs((columns.t.shape[0], *columns.size, channels), steps)
     constants, rows = (per_channel(scale, channels), offset_rows(offset, channels)), channels_last_rows(out)
     buffer = _accumulators(columns.most_rows, channels, weight)

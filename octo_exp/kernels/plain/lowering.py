@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from octo_exp.kernels.finish import Pad
 from octo_exp.kernels.int8 import ConvGeometry
 
 MatMul = Callable[[Tensor, Tensor], Tensor]
 
 
-def pad_channels_last(x: Tensor, padding: tuple[int, int], pad_value: Tensor | int) -> Tensor:
+def pad_channels_last(x: Tensor, padding: tuple[int, int], pad_value: Pad) -> Tensor:
     """NCHW [N, C, H, W] -> NHWC [N, H + 2ph, W + 2pw, C], the border filled with `pad_value`."""
     nhwc = x.permute(0, 2, 3, 1)
     ph, pw = padding
@@ -72,7 +73,7 @@ def _spread(g: Tensor, size: tuple[int, int], kernel: tuple[int, int], geometry:
     return canvas
 
 
-def conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int, matmul: MatMul) -> Tensor:
+def conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Pad, matmul: MatMul) -> Tensor:
     """x [N, C, H, W], w [O, C/G, KH, KW] int8 -> [N, O, OH, OW]: columns(x) @ w^T for each group."""
     if _is_depthwise(w.shape[1], geometry):
         return _depthwise(x, w, geometry, pad_value)
@@ -103,7 +104,7 @@ def conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: Con
 
 
 def conv2d_grad_weight(
-    x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int, matmul: MatMul
+    x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Pad, matmul: MatMul
 ) -> Tensor:
     """x [N, C, H, W], g [N, O, OH, OW] int8 -> [O, C/G, KH, KW]: g^T @ columns(x), so K = N*OH*OW."""
     if _is_depthwise(x.shape[1] // geometry.groups, geometry):
@@ -134,7 +135,7 @@ def _taps(
             yield i, j, rows, slice(j * dw, j * dw + (out[1] - 1) * sw + 1, sw)
 
 
-def _depthwise(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
+def _depthwise(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Pad) -> Tensor:
     """x [N, C, H, W], w [C*m, 1, KH, KW] int8 -> [N, C*m, OH, OW] int32."""
     n, c, h, wd = x.shape
     kernel = (w.shape[2], w.shape[3])
@@ -161,7 +162,7 @@ def _depthwise_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry:
 
 
 def _depthwise_grad_weight(
-    x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
+    x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Pad
 ) -> Tensor:
     """x [N, C, H, W], g [N, C*m, OH, OW] int8 -> [C*m, 1, KH, KW] int64."""
     n, c = x.shape[:2]

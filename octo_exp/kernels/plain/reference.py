@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from octo_exp.kernels.backend import Backend
+from octo_exp.kernels.finish import Pad
 from octo_exp.kernels.int8 import MAX_K, ConvGeometry, check_conv2d, check_int8
 
 
-def _padded(x: Tensor, geometry: ConvGeometry, pad_value: Tensor | int) -> Tensor:
+def _padded(x: Tensor, geometry: ConvGeometry, pad_value: Pad) -> Tensor:
     ph, pw = geometry.padding
     return F.pad(x.double(), (pw, pw, ph, ph), value=float(pad_value))
 
@@ -32,7 +33,7 @@ class Reference(Backend):
         """a @ b."""
         return (a.double() @ b.double()).to(torch.int64)
 
-    def int8_conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Tensor | int = 0) -> Tensor:
+    def int8_conv2d(self, x: Tensor, w: Tensor, geometry: ConvGeometry, *, pad_value: Pad = 0) -> Tensor:
         """By torch's own convolution."""
         check_conv2d(x, w, geometry)
         padded = _padded(x, geometry, pad_value)
@@ -43,12 +44,11 @@ class Reference(Backend):
         """By torch's own gradient."""
         check_int8(g=g, w=w)
         shape = (g.shape[0], w.shape[1] * geometry.groups, *size)
-        options = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        out = conv2d_input(shape, w.double(), g.double(), *options)
+        out = conv2d_input(shape, w.double(), g.double(), *geometry.options)
         return _integers(out, w.shape[0] // geometry.groups * w.shape[2] * w.shape[3])
 
     def int8_conv2d_grad_weight(
-        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Tensor | int = 0
+        self, x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, *, pad_value: Pad = 0
     ) -> Tensor:
         """By torch's own gradient, int64."""
         check_int8(x=x, g=g)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octo_exp.kernels.finish import Finish, Pad
 from octo_exp.kernels.int8 import ConvGeometry, channels_last_rows
 from octo_exp.kernels.triton.autotune import TILES, Blocks, choose
 from octo_exp.kernels.triton.gemm import epilogue_arguments, store_finished
@@ -149,7 +150,7 @@ def _constants(channels: int, kernel: tuple[int, int], geometry: ConvGeometry) -
     return dict(zip(("CHANNELS", "KH", "KW", "SH", "SW", "PH", "PW", "DH", "DW"), values, strict=True))
 
 
-def _pad(pad_value: Tensor | int, geometry: ConvGeometry, device: torch.device) -> Tensor | None:
+def _pad(pad_value: Pad, geometry: ConvGeometry, device: torch.device) -> Tensor | None:
     """Return the border's code on the device, None where there is no border or it is 0."""
     if geometry.padding == (0, 0) or (isinstance(pad_value, int) and pad_value == 0):
         return None
@@ -165,20 +166,18 @@ def _convolve(
     constants: dict[str, int],
     w_strides: tuple[int, int, int],
     pad: Tensor | None,
-    scale: Tensor,
-    offset: Tensor | None,
+    finish: Finish,
     *,
     transposed: bool,
-    relu: bool,
 ) -> Tensor:
     """t [N, C, H, W], w [O, C', KH, KW] -> [N, C', H', W'] float32, channels-last, for `out_shape` in that order."""
     t, w = channels_last_rows(t), channels_last_rows(w)
     images, n, out_height, out_width = out_shape
     m = images * out_height * out_width
     out = torch.empty(out_shape, device=t.device, memory_format=torch.channels_last)
-    scale, offset, scale_stride, offset_rows = epilogue_arguments(scale, offset, n)
+    scale, offset, scale_stride, offset_rows = epilogue_arguments(finish, n)
     sizes = (m, n, t.shape[1], t.shape[2], out_height, out_width, *w_strides, scale_stride, offset_rows)
-    flags = {**constants, "TRANSPOSED": transposed, "RELU": relu}
+    flags = {**constants, "TRANSPOSED": transposed, "RELU": finish.is_relu}
 
     def run(blocks: Blocks) -> None:
         tile = {"BM": blocks.m, "BN": blocks.n, "BK": blocks.k}
@@ -191,26 +190,18 @@ def _convolve(
     return out
 
 
-def conv2d(
-    x: Tensor,
-    w: Tensor,
-    geometry: ConvGeometry,
-    pad_value: Tensor | int,
-    scale: Tensor,
-    offset: Tensor | None,
-    *,
-    relu: bool,
-) -> Tensor:
+def conv2d(x: Tensor, w: Tensor, geometry: ConvGeometry, pad_value: Pad, finish: Finish) -> Tensor:
     """x [N, C, H, W], w [O, C, KH, KW] int8 -> conv*scale + offset, [N, O, OH, OW] float32, channels-last.
 
-    The border of x is `pad_value`; scale is a scalar or [O], offset [O], [O, OH, OW] or None.
+    The border of x is `pad_value`; scale is a scalar or [O], offset [O], [O, OH, OW] or None. ReLU is done where it is
+    all that follows.
     """
     kernel = (w.shape[2], w.shape[3])
     constants = _constants(x.shape[1], kernel, geometry)
     out_shape = (x.shape[0], w.shape[0], *geometry.output_size(x.shape[2], x.shape[3], kernel))
     strides = (w.shape[1], 1, w[0].numel())
     pad = _pad(pad_value, geometry, x.device)
-    return _convolve(x, w, out_shape, constants, strides, pad, scale, offset, transposed=False, relu=relu)
+    return _convolve(x, w, out_shape, constants, strides, pad, finish, transposed=False)
 
 
 def conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: ConvGeometry, scale: Tensor) -> Tensor:
@@ -218,12 +209,10 @@ def conv2d_grad_input(g: Tensor, w: Tensor, size: tuple[int, int], geometry: Con
     constants = _constants(g.shape[1], (w.shape[2], w.shape[3]), geometry)
     out_shape = (g.shape[0], w.shape[1], *size)
     strides = (w.shape[1], w[0].numel(), 1)
-    return _convolve(g, w, out_shape, constants, strides, None, scale, None, transposed=True, relu=False)
+    return _convolve(g, w, out_shape, constants, strides, None, Finish(scale), transposed=True)
 
 
-def conv2d_grad_weight(
-    x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Tensor | int
-) -> Tensor:
+def conv2d_grad_weight(x: Tensor, g: Tensor, kernel: tuple[int, int], geometry: ConvGeometry, pad_value: Pad) -> Tensor:
     """x [N, C, H, W], g [N, O, OH, OW] int8 -> dw [O, KH*KW*C] int32, exact: partial sums are added as integers."""
     x, g, pad = channels_last_rows(x), channels_last_rows(g), _pad(pad_value, geometry, x.device)
     images, height, width, channels = x.shape

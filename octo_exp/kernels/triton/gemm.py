@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octo_exp.kernels.finish import Finish
 from octo_exp.kernels.triton.autotune import Blocks, choose
 
 # Elements a program of an elementwise kernel.
@@ -75,29 +76,26 @@ def _gemm(
     store_finished(acc, rows, columns, m, n, out_ptr, scale_ptr, scale_stride, offset_ptr, offset_rows, RELU)
 
 
-def epilogue_arguments(
-    scale: Tensor | None, offset: Tensor | None, columns: int
-) -> tuple[Tensor | None, Tensor | None, int, int]:
+def epilogue_arguments(finish: Finish | None, columns: int) -> tuple[Tensor | None, Tensor | None, int, int]:
     """Scale scalar or [N], offset [N], [P, N], [N, H, W] or None -> (scale, offset, scale_stride, offset_rows)."""
-    if scale is None:
+    if finish is None:
         return None, None, 0, 1
-    scale = scale.float().contiguous()
+    scale, offset = finish.scale.float().contiguous(), finish.offset
     if offset is not None:
         offset = offset.permute(1, 2, 0) if offset.dim() == 3 else offset
         offset = offset.float().reshape(-1, columns).contiguous()
     return scale, offset, int(scale.numel() > 1), 1 if offset is None else offset.shape[0]
 
 
-def multiply(
-    a: Tensor, b: Tensor, scale: Tensor | None = None, offset: Tensor | None = None, *, relu: bool = False
-) -> Tensor:
+def multiply(a: Tensor, b: Tensor, finish: Finish | None = None) -> Tensor:
     """[M, K], [K, N] int8, scale scalar or [N], offset [N], [P, N] or None -> a@b*scale + offset, [M, N] float32.
 
-    Without a scale the sums, int32: the caller keeps K small enough for them.
+    ReLU is done where it is all that follows. Without `finish` the sums, int32: the caller keeps K small enough.
     """
     (m, k), n = a.shape, b.shape[1]
-    out = torch.empty((m, n), dtype=torch.int32 if scale is None else torch.float32, device=a.device)
-    scale, offset, scale_stride, offset_rows = epilogue_arguments(scale, offset, n)
+    out = torch.empty((m, n), dtype=torch.int32 if finish is None else torch.float32, device=a.device)
+    scale, offset, scale_stride, offset_rows = epilogue_arguments(finish, n)
+    relu = finish is not None and finish.is_relu
     sizes = (m, n, k, *a.stride(), *b.stride(), scale_stride, offset_rows)
 
     def run(blocks: Blocks) -> None:
@@ -124,10 +122,10 @@ def _scale_rows(acc_ptr, out_ptr, scale_ptr, offset_ptr, count, row_length, scal
 def scale_rows(acc: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     """acc [R, K] int32, scale scalar or [R], offset [R] or None -> acc*scale + offset, a row each, float32."""
     acc = acc.contiguous()
-    scale, offset, scale_stride, _ = epilogue_arguments(scale, offset, acc.shape[0])
+    scales, offsets, scale_stride, _ = epilogue_arguments(Finish(scale, offset), acc.shape[0])
     out = torch.empty(acc.shape, dtype=torch.float32, device=acc.device)
     grid = (triton.cdiv(acc.numel(), BLOCK),)
     _scale_rows[grid](
-        acc, out, scale, offset, acc.numel(), acc.shape[1], scale_stride, BLOCK=BLOCK, enable_fp_fusion=False
+        acc, out, scales, offsets, acc.numel(), acc.shape[1], scale_stride, BLOCK=BLOCK, enable_fp_fusion=False
     )
     return out

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octo_exp.kernels.finish import Limits
 from octo_exp.kernels.triton.gemm import BLOCK
 
 
@@ -61,21 +62,13 @@ def _quantize(
     tl.store(out_ptr + i, q.to(tl.int8), mask=inside)
 
 
-def quantize_dense(
-    t: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    limits: tuple[int, int],
-    low: Tensor | None,
-    high: Tensor | None,
-    seed: int | None,
-) -> Tensor:
-    """See `Backend.quantize`, for a dense float32 t; scale is a scalar or one a row, `limits` (q_min, q_max)."""
-    out, rows = torch.empty_like(t, dtype=torch.int8), scale.dim() > 0
+def quantize_dense(t: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits) -> Tensor:
+    """See `Backend.quantize`, for a dense float32 t; scale is a scalar or one a row."""
+    out, rows, (q_min, q_max, low, high, seed) = torch.empty_like(t, dtype=torch.int8), scale.dim() > 0, limits
     grid = (triton.cdiv(t.numel(), BLOCK),)
     low, high = (None if v is None else v.float() for v in (low, high))
     row_length = t.numel() // max(1, t.shape[0]) if rows else 1
     tensors = (t, out, scale.float().contiguous(), zero_point, low, high)
-    options = {"NOISY": seed is not None, "ROWS": rows, "Q_MIN": limits[0], "Q_MAX": limits[1], "BLOCK": BLOCK}
+    options = {"NOISY": seed is not None, "ROWS": rows, "Q_MIN": q_min, "Q_MAX": q_max, "BLOCK": BLOCK}
     _quantize[grid](*tensors, seed or 0, t.numel(), row_length, **options, enable_fp_fusion=False)
     return out

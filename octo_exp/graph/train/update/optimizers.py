@@ -31,9 +31,13 @@ class UpdateStep(Optimizer):
     """
 
     plain: ClassVar[type[Optimizer]]
-    qas: bool
-    strict_int8: bool
-    _convs: Sequence[McuConv2d]
+
+    def __init__(
+        self, params: Iterable[Any], *, convs: Sequence[McuConv2d], strict_int8: bool, qas: bool = False, **own: float
+    ) -> None:
+        """`own`: what the plain optimizer takes beside the parameters."""
+        super().__init__(params, **own)  # type: ignore[arg-type]
+        self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -64,37 +68,11 @@ class UpdateSGD(UpdateStep, SGD):
 
     plain = SGD
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        convs: Sequence[McuConv2d],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        qas: bool,
-        strict_int8: bool,
-    ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.qas, self.strict_int8, self._convs = qas, strict_int8, convs
-
 
 class UpdateAdam(UpdateStep, Adam):
     """Adam with the step of an update; without QAS, for Adam's steps do not follow the scale of a gradient."""
 
     plain = Adam
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        convs: Sequence[McuConv2d],
-        lr: float,
-        weight_decay: float,
-        strict_int8: bool,
-    ) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay)
-        self.qas, self.strict_int8, self._convs = False, strict_int8, convs
 
 
 @torch.no_grad()

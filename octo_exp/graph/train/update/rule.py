@@ -86,16 +86,9 @@ class UpdateRule:
 
     def build_optimizer(self, net: McuNet, groups: Iterable[dict[str, Any]]) -> UpdateStep:
         """Return the optimizer of `parameter_groups(net)`."""
-        convs, strict = list(net.convs), self.mode == "strict_int8"
+        options: dict[str, Any] = {"convs": list(net.convs), "strict_int8": self.mode == "strict_int8"}
+        options |= {"lr": self.lr, "weight_decay": self.weight_decay}
         if self.optimizer == ADAM:
-            return UpdateAdam(groups, convs=convs, lr=self.lr, weight_decay=self.weight_decay, strict_int8=strict)
+            return UpdateAdam(groups, **options)
         qas, momentum = SGD_FORMS[self.optimizer]
-        return UpdateSGD(
-            groups,
-            convs=convs,
-            lr=self.lr,
-            momentum=momentum,
-            weight_decay=self.weight_decay,
-            qas=qas,
-            strict_int8=strict,
-        )
+        return UpdateSGD(groups, **options, qas=qas, momentum=momentum)
