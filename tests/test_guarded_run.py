@@ -32,7 +32,7 @@ def test_a_guarded_run_says_what_stays_float(tmp_path, monkeypatch, capsys, whol
     if whole == "bf16":
         assert results["quantized_layers"] == []
         assert results["speed_guard"]["whole"] == "bf16"
-        assert "speed guard: the whole net stays bf16: bf16 1.00 ms" in out
+        assert "stays bf16: bf16 1.00 ms" in out
     else:
         assert results["quantized_layers"] == ["features.3"]
         assert results["speed_guard"]["keep"] == {"features.6": "bf16", "classifier.0": "fp32"}

@@ -22,6 +22,7 @@ from octo_exp.runs import posttraining
 from octo_exp.runs.posttraining import GRAPH_FILE
 from octo_exp.runs.run import run
 from tests.configs import composed
+from tests.refusals import assert_names
 
 DIGITS = (
     "data=digits",
@@ -157,10 +158,10 @@ def test_a_config_that_is_none_of_a_run_is_one_line(trained, tmp_path, capsys):
     shutil.copytree(trained[0], folder)
     edited(folder, "quant.calibration.images", 0)
     assert main(["format=mcu", f"run={folder}"]) == 2
-    assert capsys.readouterr().err.endswith("calibration.images=0: it must be a whole number of at least 1\n")
+    assert_names(capsys.readouterr().err, "calibration.images=0: ")
     (folder / "config.yaml").write_text("seed: 0\n")
     assert main(["format=mcu", f"run={folder}"]) == 2
-    assert "config.yaml has no data; give the folder of a run" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "config.yaml has no data; ... run")
 
 
 def test_a_run_that_fails_leaves_no_graph_of_an_earlier_one(trained, tmp_path, monkeypatch):
@@ -178,15 +179,15 @@ def test_a_run_that_fails_leaves_no_graph_of_an_earlier_one(trained, tmp_path, m
 
 def test_a_run_with_compensation_is_not_quantised_without_it(tmp_path):
     go(tmp_path / "lac", "quant=lac", "trainer.max_epochs=1", "data.limit_train=60", "data.limit_test=20")
-    with pytest.raises(UserError, match=r"was trained with compensation \(LAC\), which quant=ptq leaves out"):
+    with pytest.raises(UserError, match=r"^init_from: .*last\.ckpt .*compensation .*quant=ptq"):
         go(tmp_path / "ptq", "quant=ptq", "train=false", f"init_from={tmp_path / 'lac'}")
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("images=0", "calibration.images=0: it must be a whole number of at least 1"),
-        ("activations=max", "activations='max' is unknown; choose one of absmax, percentile, mse"),
+        ("images=0", "calibration.images=0: ... at least 1"),
+        ("activations=max", "activations='max' ... absmax, percentile, mse"),
         ("percentile=0", "percentile=0 must be above 50 and at most 100"),
         ("symmetric=maybe", "calibration.symmetric=maybe: it must be true or false"),
     ],
@@ -195,7 +196,7 @@ def test_a_wrong_calibration_is_refused_before_the_training(setting, message):
     with pytest.raises(InstantiationException) as caught:
         instantiate(composed(*DIGITS, "quant=ptq", f"quant.calibration.{setting}").quant)
     assert isinstance(caught.value.__cause__, UserError)
-    assert str(caught.value.__cause__) == message
+    assert_names(caught.value.__cause__, message)
 
 
 # Every pair of choices; all twelve with -m slow.
@@ -226,7 +227,7 @@ def test_every_calibration(trained, tmp_path, method, symmetric, per_channel):
     ("settings", "message"),
     [
         (("train=false",), "train=false evaluates a checkpoint: give ckpt="),
-        (("update=head_only",), "update= chooses what of a microcontroller graph trains"),
+        (("update=head_only",), "^update= .* model=SimpleCNN .*quant=ptq "),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, settings, message):

@@ -93,7 +93,7 @@ def test_evaluation_of_a_checkpoint_repeats_the_accuracy(octo, tmp_path, place):
 def test_unreadable_checkpoints_name_the_file(tmp_path, octo):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes((octo[0] / "checkpoints/last.ckpt").read_bytes()[:500])
-    with pytest.raises(UserError, match=r"broken\.ckpt is not a whole checkpoint"):
+    with pytest.raises(UserError, match=r"broken\.ckpt is not .* checkpoint"):
         go(tmp_path / "a", *SMALL, "quant=octo", "train=false", f"ckpt={broken}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no checkpoints/last\.ckpt"):

@@ -162,7 +162,7 @@ class Picky(torch.nn.Module):
     def __init__(self, width, num_classes):
         super().__init__()
         if width < 1:
-            raise ValueError(f"width must be at least 1,\ngot {width}")
+            raise ValueError(f"width below 1,\ngot {width}")
         self.layer = self._layer(width)
 
     def _layer(self, width):
@@ -171,7 +171,7 @@ class Picky(torch.nn.Module):
 
 PICKY = {
     "+model.width=0": (
-        r"^model: tests.test_settings.Picky raises ValueError: width must be at least 1, got 0 "
+        r"^model: tests.test_settings.Picky raises ValueError: width below 1, got 0 "
         r"\(\S+test_settings.py:\d+\); correct the setting, or the class$"
     ),
     # A bug deep inside names its own line.

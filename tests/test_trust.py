@@ -340,7 +340,7 @@ def test_the_command_line_of_an_export_names_packages():
     assert parse(["format=mcu", "run=x", "trust=[a, b.c]"]).trust == ("a", "b.c")
     assert parse(["format=mcu", "run=x", "trust=a"]).trust == ("a",)
     assert parse(["format=mcu", "run=x"]).trust == ()
-    with pytest.raises(ConfigError, match="trust: os is of Python's own library"):
+    with pytest.raises(ConfigError, match=r"^trust: os .*Python's own"):
         parse(["format=mcu", "run=x", "trust=[os]"])
 
 
@@ -372,7 +372,7 @@ def test_a_job_of_hydras_trusts_what_its_command_line_says(monkeypatch):
 
     state = OmegaConf.create({"hydra": {"overrides": {"task": ["seed=1"]}}})
     monkeypatch.setattr(HydraConfig.instance(), "cfg", state)
-    with pytest.raises(ConfigError, match="trust stands in a yaml"):
+    with pytest.raises(ConfigError, match=r"^trust .* yaml.*mine"):
         check_targets({"trust": ["mine"]})
     check_targets({"trust": []})
     state.hydra.overrides.task = ["+trust=[mine]"]

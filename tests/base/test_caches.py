@@ -32,7 +32,10 @@ def test_a_cache_that_cannot_be_written_is_said_once(tmp_path, caplog):
     (tmp_path / "file").touch()
     assert not add_json(tmp_path / "file" / "times.json", {"a": 1})
     assert not add_json(tmp_path / "file" / "times.json", {"a": 1})
-    assert caplog.text.count("nothing can be remembered") == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"nothing can be remembered in {tmp_path / 'file'} (File exists); "
+        "set OCTO_CACHE_DIR to a folder that can be written"
+    ]
 
 
 def test_the_folder_is_the_users_choice(tmp_path, monkeypatch):

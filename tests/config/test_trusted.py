@@ -109,7 +109,7 @@ def test_what_a_sweeper_would_call_is_refused(key: str) -> None:
         (
             "trust: [mine]",
             "claim,evil",
-            "trust stands in a yaml, where it does not count; if you trust it, add trust=[",
+            "trust stands in a yaml, where it does not count; ",
         ),
         ("hydra: {sweeper: {params: {trust: '[],[mine]'}}}", "evil", "trust does not count in a yaml"),
         ("hydra: {callbacks: {x: {_target_: os.system}}}", "claim,evil", "os.system is of Python's own library"),

@@ -175,16 +175,14 @@ def test_the_hub_reads_labels_alike(files, spec, monkeypatch, column: str) -> No
 def test_a_second_copy_of_a_shard_is_refused(spec, table, names: tuple[str, ...]) -> None:
     for i, name in enumerate(names):
         table([i % 3, 0, 1, 2], name)
-    with pytest.raises(
-        UserError, match=r"toy mixes several copies of the train split \(train.*\): keep one, or number"
-    ):
+    with pytest.raises(UserError, match=r"set toy: .*train split \(train.*, train.*\): keep one"):
         load_split(spec(), "train")
 
 
 def test_the_same_bytes_under_another_name_are_a_copy(spec, table) -> None:
     table(NUMBERS, "train_a")
     table(NUMBERS, "train_b")
-    with pytest.raises(UserError, match=r"mixes several copies of the train split"):
+    with pytest.raises(UserError, match=r"set toy: .*train split \(train_a\.parquet, train_b\.parquet\)"):
         load_split(spec(), "train")
 
 
@@ -208,5 +206,5 @@ def test_a_shard_that_is_no_file_is_named(spec, table, tmp_path: Path, kind: str
     path = table(NUMBERS).with_name("test.parquet")
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("nowhere")}[kind]()
     for read in (load_split, content_of):
-        with pytest.raises(UserError, match=rf"{re.escape(str(path))} is no file, or a link that leads nowhere"):
+        with pytest.raises(UserError, match=rf"{re.escape(str(path))} is no file"):
             read(spec(), "test")

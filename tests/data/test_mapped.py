@@ -108,7 +108,7 @@ def test_damaged_files_are_made_anew(spec, toy: Path, small_memory: None, tmp_pa
 def test_an_image_that_does_not_decode_leaves_nothing(spec, toy: Path, files, small_memory: None, tmp_path) -> None:
     encoded = [files.encode(picture) for picture in files.pictures(24)]
     files.parquet(toy / "train.parquet", [*encoded[:20], b"noise"], [0] * 21)
-    with pytest.raises(UserError, match=r"train\.parquet, row 20: the image does not decode"):
+    with pytest.raises(UserError, match=r"train\.parquet, row 20: .* decode"):
         load_split(spec(), "train")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]
 

@@ -100,7 +100,7 @@ def test_the_command_line_adds_them_and_answers_a_near_miss(root: Path, tmp_path
     conf, place = root / "conf", f"hydra.run.dir={tmp_path / 'run'}"
     words = [NOISE, "+data.transforms.noise.strength=3", "trust=[tests]", place]
     assert check_arguments(words, config_dir=conf) == words
-    with pytest.raises(ConfigError, match="did you mean"):
+    with pytest.raises(ConfigError, match=r"'data\.augmnet'.* 'data\.augment'"):
         check_arguments(["+data.augmnet=null", place], config_dir=conf)
 
 

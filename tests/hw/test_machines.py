@@ -5,6 +5,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.hw import CHOICES, Machines, gemm_cycles
 from octo_exp.hw.machines import field_names
 from tests.hw.helpers import MACHINE, gemm, machine, priced
+from tests.refusals import assert_names
 
 FIELDS = {name for name in MACHINE if name not in ("frequency_mhz", "quoted_tops")}
 
@@ -83,10 +84,10 @@ def test_rates_by_width():
         ({"sram_kib": [1]}, "a machine cannot vary in 'sram_kib': choose among rows, cols, dataflow,"),
         ({"frequency_mhz": [1]}, "cannot vary in 'frequency_mhz'"),
         ({"rows": [1, 2], "cols": [1, 2, 3]}, "the axes must be of one length, got {'rows': 2, 'cols': 3}"),
-        ({"rows": [8, 8.5]}, "rows must be a whole number, got 8.0"),
-        ({"cols": ["8"]}, "cols must be a whole number, got '8'"),
+        ({"rows": [8, 8.5]}, "rows ... whole number, got 8.0"),
+        ({"cols": ["8"]}, "cols ... whole number, got '8'"),
         ({"dataflow": ["os", "rs"]}, "unknown dataflow 'rs'"),
-        ({"dataflow": [4]}, "a dataflow's index must lie in 0..3"),
+        ({"dataflow": [4]}, "dataflow ... 0..3"),
         ({"sram_ifmap_kib": [64, 0]}, "sram_ifmap_kib must be greater than zero, got 0.0"),
         ({"dram_bytes_per_cycle": [-1]}, "dram_bytes_per_cycle must be greater than zero, got -1.0"),
         ({"sram_ofmap_kib": [np.nan]}, "sram_ofmap_kib must be greater than zero, got nan"),
@@ -96,5 +97,4 @@ def test_rates_by_width():
 def test_a_machine_that_cannot_be_is_one_line(axes, message):
     with pytest.raises(UserError) as caught:
         Machines.vary(machine(), axes)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_names(caught.value, message)

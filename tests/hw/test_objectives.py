@@ -13,6 +13,7 @@ from octo_exp.hw.search.scan import Problem
 from octo_exp.hw.search.space import Space
 from octo_exp.workload import VectorWork
 from tests.hw.helpers import gemm, machine, table, workload
+from tests.refusals import assert_names
 
 GEMMS = (
     gemm(1, 1, 1),
@@ -129,7 +130,7 @@ def test_only_what_is_asked_for_is_computed():
 def test_an_objective_that_no_model_gives_is_one_line(names, convention, energy, line):
     with pytest.raises(UserError) as caught:
         Objectives(names, INT8, convention=convention, energy=energy)
-    assert line in str(caught.value)
+    assert_names(caught.value, line)
 
 
 def test_a_machine_that_cannot_do_the_workload_is_refused_before_the_search():

@@ -8,6 +8,7 @@ from octo_exp.base.errors import UserError
 from octo_exp.hw import HardwareProfile
 from octo_exp.hw.scalesim import read_config, read_topology, write_config, write_topology
 from tests.hw.scalesim_helpers import HEADER, config_text, gemm, machine, step, write
+from tests.refusals import assert_names
 
 # Topologies
 
@@ -112,8 +113,7 @@ def test_a_workload_survives_its_topology(tmp_path):
 def test_a_wrong_topology_is_one_line(tmp_path, kind, text, message):
     with pytest.raises(UserError) as caught:
         read_topology(write(tmp_path / "t.csv", text), kind)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_names(caught.value, message)
 
 
 @pytest.mark.parametrize(
@@ -186,19 +186,19 @@ def test_a_profile_survives_its_config(tmp_path, bandwidth):
         ("[general]\nrun_name = x\n", "section [architecture_presets] is missing"),
         (config_text(ArrayWidth=None), "key ArrayWidth is missing: add it to section [architecture_presets]"),
         (config_text(Bandwidth=None), "key Bandwidth is missing"),
-        (config_text(ArrayHeight="8.5"), "c.cfg:5: ArrayHeight must be a whole number greater than zero, got '8.5'"),
+        (config_text(ArrayHeight="8.5"), "c.cfg:5: ArrayHeight ... a whole number ... got '8.5'"),
         (config_text(IfmapSramSzkB="9" * 400), "c.cfg:7: IfmapSramSzkB must be at most 1099511627776, got 9999999"),
         (config_text(IfmapSramSzkB="9" * 5000), "c.cfg:7: IfmapSramSzkB must be at most 1099511627776, got 9999999"),
         (config_text(ArrayHeight="65537"), "c.cfg:5: ArrayHeight must be at most 65536, got 65537"),
         (config_text(Bandwidth="1e-300"), "c.cfg:10: Bandwidth must lie in 1e-09..1e+09 words a cycle, got '1e-300'"),
         (config_text(Bandwidth="inf"), "c.cfg:10: Bandwidth must lie in 1e-09..1e+09 words a cycle, got 'inf'"),
-        (config_text(IfmapSramSzkB="0"), "c.cfg:7: IfmapSramSzkB must be a whole number greater than zero"),
+        (config_text(IfmapSramSzkB="0"), "c.cfg:7: IfmapSramSzkB ... got '0'"),
         (config_text(Bandwidth="fast"), "c.cfg:10: Bandwidth must be a number of words a cycle"),
         (config_text(Bandwidth="-1"), "c.cfg:10: Bandwidth must be a number of words a cycle"),
         (config_text(Dataflow="rs"), "c.cfg:11: Dataflow must be one of os, ws, is, got 'rs'"),
         (config_text(mode="calc"), "InterfaceBandwidth must be one of CALC, USER, got 'calc'"),
-        (config_text(run_name="a/b"), "c.cfg:2: run_name must be made of letters"),
-        (config_text(run_name=".."), "c.cfg:2: run_name must be made of letters"),
+        (config_text(run_name="a/b"), "c.cfg:2: run_name ... letters"),
+        (config_text(run_name=".."), "c.cfg:2: run_name ... letters"),
         (config_text(extra="[sparsity]\nSparsitySupport : true"), "SparsitySupport is not modelled, got 'true'"),
         (config_text(extra="IfmapCustomLayout: True"), "c.cfg:16: IfmapCustomLayout is not modelled"),
         (config_text(extra="UseRamulatorTrace: True"), "UseRamulatorTrace is not modelled"),
@@ -210,8 +210,7 @@ def test_a_profile_survives_its_config(tmp_path, bandwidth):
 def test_a_wrong_config_is_one_line(tmp_path, text, message):
     with pytest.raises(UserError) as caught:
         read_config(write(tmp_path / "c.cfg", text))
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_names(caught.value, message)
 
 
 def test_a_profile_that_no_config_holds_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from octo_exp.hw.search.scan import Problem, checked_budget, drive
 from tests.hw.helpers import GOLDEN, gemm, workload
 from tests.hw.search_helpers import FLOWS, LARGE, LENET, SMALL, genetic, problem, scan
 from tests.hw.test_pareto import by_definition
+from tests.refusals import assert_names
 
 
 def test_all_arrays_of_64_pes_come_in_the_order_of_scalesims_own_exhaustive_search():
@@ -96,13 +97,13 @@ def test_no_budget_is_zero_and_none_is_endless_by_default():
     ("budget", "method", "line"),
     [
         (5, "exhaustive", "search.budget=5: an exhaustive search prices all 777 points; write search.budget=null"),
-        (0, "genetic", "search.budget must be a whole number greater than zero, or null, got 0"),
-        (1.5, "random", "search.budget must be a whole number greater than zero, or null, got 1.5"),
-        (True, "random", "search.budget must be a whole number"),
+        (0, "genetic", "search.budget ... or null, got 0"),
+        (1.5, "random", "search.budget ... or null, got 1.5"),
+        (True, "random", "search.budget ... or null, got True"),
         ("x", "nsga2", "got 'x'"),
     ],
 )
 def test_a_wrong_budget_is_one_line(budget, method, line):
     with pytest.raises(UserError) as caught:
         checked_budget(budget, method, 777)
-    assert line in str(caught.value)
+    assert_names(caught.value, line)

@@ -10,6 +10,7 @@ from octo_exp.hw import CHOICES
 from octo_exp.hw.search.axes import axis_values
 from octo_exp.hw.search.space import Space
 from tests.hw.helpers import machine
+from tests.refusals import assert_names
 
 KIB = ("sram_ifmap_kib", "sram_filter_kib", "sram_ofmap_kib")
 
@@ -54,32 +55,32 @@ LINES = [
     ({"rows": {"from": 5, "to": 4}}, {}, "space.rows has no value"),
     ({"rows": {"powers_of_two": [5, 7]}}, {}, "space.rows has no value"),
     ({"rows": [8, 8]}, {}, "space.rows names a value twice"),
-    ({"rows": [8, 0]}, {}, "rows must be a whole number greater than zero, got 0"),
-    ({"rows": [-8]}, {}, "rows must be a whole number greater than zero, got -8"),
-    ({"rows": [1.5]}, {}, "rows must be a whole number, got 1.5"),
-    ({"rows": [True]}, {}, "rows must be a whole number, got True"),
-    ({"vector_lanes": [None]}, {}, "vector_lanes must be a whole number, got None"),
-    ({"sram_ifmap_kib": [0]}, {}, "sram_ifmap_kib must be a number greater than zero, got 0"),
-    ({"bf16_macs_per_pe_cycle": [2]}, {}, "bf16_macs_per_pe_cycle must be at most 1, got 2"),
+    ({"rows": [8, 0]}, {}, "rows ... got 0"),
+    ({"rows": [-8]}, {}, "rows ... got -8"),
+    ({"rows": [1.5]}, {}, "rows ... got 1.5"),
+    ({"rows": [True]}, {}, "rows ... got True"),
+    ({"vector_lanes": [None]}, {}, "vector_lanes ... got None"),
+    ({"sram_ifmap_kib": [0]}, {}, "sram_ifmap_kib ... got 0"),
+    ({"bf16_macs_per_pe_cycle": [2]}, {}, "bf16_macs_per_pe_cycle ... at most 1, got 2"),
     ({"rows": 8}, {}, "space.rows must be a list of values, {from, to[, step]} or {powers_of_two: [low, high]}, got 8"),
     ({"rows": {"from": 1}}, {}, "space.rows must be a list of values"),
     ({"rows": {"from": 1, "to": 4, "by": 2}}, {}, "space.rows must be a list of values"),
-    ({"rows": {"from": 1, "to": 4, "step": 0}}, {}, "step must be a number greater than zero, got 0"),
-    ({"rows": {"from": 0, "to": 4}}, {}, "from must be a number greater than zero, got 0"),
+    ({"rows": {"from": 1, "to": 4, "step": 0}}, {}, "space.rows ... step ... got 0"),
+    ({"rows": {"from": 0, "to": 4}}, {}, "space.rows ... from ... got 0"),
     ({"rows": {"from": 1, "to": 10**9}}, {}, "space.rows has 1,000,000,000 values, more than 65,536"),
     ({"rows": {"powers_of_two": 8}}, {}, "powers_of_two must be [low, high], got 8"),
     ({"dataflow": ["rs"]}, {}, "unknown dataflow 'rs': choose one of os, ws, is, per_gemm"),
-    ({"frequency_mhz": [100]}, {}, "a machine cannot vary in 'frequency_mhz': choose among rows, cols"),
+    ({"frequency_mhz": [100]}, {}, "'frequency_mhz' ... rows, cols"),
     ({}, {}, "the space is empty: give at least one axis"),
     ({"rows": [8]}, {"area": 3}, "unknown constraint 'area': choose among processing_elements, sram_kib"),
-    ({"rows": [8]}, {"processing_elements": "x"}, "processing_elements must be a number, got 'x'"),
+    ({"rows": [8]}, {"processing_elements": "x"}, "processing_elements ... got 'x'"),
     (
         {"rows": [8]},
         {"processing_elements": {}},
         "constraints.processing_elements must be a number or {min: .., max: ..}",
     ),
     ({"rows": [8]}, {"processing_elements": {"most": 3}}, "must be a number or {min: .., max: ..}"),
-    ({"rows": [8]}, {"processing_elements": {"max": 0}}, "processing_elements.max must be a number greater than zero"),
+    ({"rows": [8]}, {"processing_elements": {"max": 0}}, "processing_elements.max ... got 0"),
     ({"rows": [8]}, {"processing_elements": {"min": 9, "max": 8}}, "min 9 is above max 8"),
     ({"rows": [7, 9]}, {"processing_elements": 64}, "none of the space's 2 designs has processing_elements in 64..64"),
     (
@@ -100,8 +101,7 @@ LINES = [
 def test_what_cannot_be_searched_is_one_line(axes, constraints, line):
     with pytest.raises(UserError) as caught:
         Space(machine(), axes, constraints)
-    assert line in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert_names(caught.value, line)
 
 
 def test_points_come_in_the_order_of_nested_loops():

@@ -68,8 +68,8 @@ def test_columns_hold_every_gemm():
     ("change", "message"),
     [
         ({"role": "forward"}, "role must be one of output, grad_input, grad_weight"),
-        ({"m": 0}, "layer 'conv': m must be a whole number greater than zero"),
-        ({"count": 1.5}, "count must be a whole number"),
+        ({"m": 0}, "layer 'conv': m .* got 0"),
+        ({"count": 1.5}, "count .* got 1.5"),
         ({"bits_a": -8}, "bits_a must be"),
         ({"bits_out": 0}, "bits_out must be"),
         ({"elements_a": 0}, "elements_a must be"),
@@ -92,7 +92,7 @@ def test_bad_workload_is_refused(change):
     ("change", "message"),
     [
         ({"kind": "conv"}, "layer 'a': kind must be one of quantize, rescale,"),
-        ({"role": "forward"}, "layer 'a': role must be one of output,"),
+        ({"role": "forward"}, "layer 'a': role .* output,"),
     ],
 )
 def test_bad_vector_work_is_refused(change, message):

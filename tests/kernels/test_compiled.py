@@ -54,7 +54,7 @@ def test_where_nothing_can_be_written_the_cache_is_temporary(loop, read_only, tm
     assert [loop()(x) for x in (1, 2)] == [2, 4]
     assert {path.suffix for path in (tmp_path / "temporary").rglob("own_loops.*")} == {".nbi", ".nbc"}
     (record,) = caplog.records
-    assert "compiled loops go to a temporary cache" in record.getMessage()
+    assert "compiled loops go to a temporary" in record.getMessage()
     assert "NUMBA_CACHE_DIR" in record.getMessage()
 
 

@@ -70,5 +70,6 @@ def test_nothing_to_fold_leaves_the_float_net(name):
 
 def test_a_number_for_each_pixel_is_refused():
     net = trained("lac", compensation__granularity="element")
-    with pytest.raises(UserError, match=r"a bias one for each channel; train with quant\.compensation\.granularity="):
+    told = r"element has a number for each pixel, and a bias one for each channel; train with quant\.compensation\.gran"
+    with pytest.raises(UserError, match=told):
         folded(net, small())

@@ -211,7 +211,7 @@ def test_what_is_no_form_is_named():
 
 
 def test_what_the_form_does_not_take_is_refused():
-    with pytest.raises(UserError, match="bits must be 2 to 8"):
+    with pytest.raises(UserError, match=r"^bits must be 2 to 8 \(codes are stored as int8\), got 9$"):
         Lsq(bits=9, symmetric=True, granularity="tensor")
     with pytest.raises(UserError, match="granularity=channel needs symmetric=true"):
         Lsq(bits=8, symmetric=False, granularity="channel")

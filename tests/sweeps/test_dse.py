@@ -8,6 +8,7 @@ from octo_exp.base.errors import ConfigError
 from octo_exp.cli.dse import outcome as dse_report
 from octo_exp.cli.dse import search as dse
 from octo_exp.workload import ROLES
+from tests.refusals import assert_names
 from tests.sweeps.dse_helpers import BASE, SMALL, composed, rows, searched
 
 
@@ -20,34 +21,34 @@ from tests.sweeps.dse_helpers import BASE, SMALL, composed, rows, searched
         ),
         (["constraints.processing_elements=257"], "none of the space's 768 designs has"),
         (["objectives=[latency]"], "unknown objective 'latency'"),
-        (["search.budget=9"], "an exhaustive search prices all 768 points"),
-        (["search.method=genetic", "search.budget=0"], "search.budget must be a whole number greater than zero"),
+        (["search.budget=9"], "search.budget=9 ... 768 points"),
+        (["search.method=genetic", "search.budget=0"], "search.budget ... got 0"),
         (["search.method=genetic", "search.seed=-1"], "search.seed must not be negative, got -1"),
         (["hw=[gemmini,tpu_v1]"], "hw names gemmini, tpu_v1: a search varies one machine, write hw=<option>"),
         (["roles=[forward]"], "unknown role 'forward' in roles: choose among output, grad_input, grad_weight"),
-        (["roles=[]"], "roles is empty: choose one or more of output, grad_input, grad_weight"),
-        (["top=0"], "top must be at least 1, got 0"),
-        (["~energy", "objectives=[energy]"], "objective 'energy' needs an energy table"),
+        (["roles=[]"], "roles ... output, grad_input, grad_weight"),
+        (["top=0"], "top ... at least 1, got 0"),
+        (["~energy", "objectives=[energy]"], "objective 'energy' ... energy="),
         (["convention=fast"], "unknown cycle convention 'fast'"),
-        (["convention=scalesim", "objectives=[energy]"], "objective 'energy': the convention scalesim knows neither"),
+        (["convention=scalesim", "objectives=[energy]"], "objective 'energy': the convention scalesim"),
         (["convention=scalesim", "objectives=[total_cycles]"], "objective 'total_cycles': the convention scalesim"),
         (
             [f"hw.{BASE}.vector_lanes=null", f"~hw.{BASE}.sources.vector_lanes", "objectives=[total_cycles]"],
-            f"objective 'total_cycles': hardware profile '{BASE}' has no vector unit for the work beside the GEMMs",
+            f"objective 'total_cycles': hardware profile '{BASE}' has no vector unit",
         ),
-        (["hw.systolic_32x32.rows=0"], "rows must be a whole number greater than zero"),
+        (["hw.systolic_32x32.rows=0"], "systolic_32x32 ... rows ... got 0"),
         (
             ["hw=gemmini", "quant=fp32", "hw.gemmini.vector_lanes=null", "~hw.gemmini.sources.vector_lanes"],
             "'gemmini' multiplies no fp32",
         ),
-        (["grad_input_form=x"], "grad_input_form must be one of col2im, im2col"),
-        (["data.batch_size=0"], "data.batch_size=0: it must be a whole number of at least 1"),
+        (["grad_input_form=x"], "grad_input_form ... col2im, im2col"),
+        (["data.batch_size=0"], "data.batch_size=0"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line(overrides, line, tmp_path):
     with pytest.raises(ConfigError) as caught:
         searched(tmp_path, *overrides)
-    assert line in str(caught.value)
+    assert_names(caught.value, line)
     assert caught.value.exit_code == 2
 
 

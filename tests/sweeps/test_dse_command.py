@@ -18,6 +18,7 @@ from octo_exp.hw.search.scan import Problem
 from octo_exp.hw.search.state import Store
 from tests.configs import CONF
 from tests.hw.helpers import GOLDEN
+from tests.refusals import assert_names
 from tests.sweeps.dse_helpers import FILES, LENET, command, ran, rows, searched
 
 
@@ -46,16 +47,15 @@ def test_the_command_of_the_help_prints_the_21_points_of_scalesims_own_search(tm
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["space.rows=[0]"], "rows must be a whole number greater than zero, got 0"),
-        (["search.metod=genetic"], "did you mean 'search.method'?"),
+        (["space.rows=[0]"], "rows ... got 0"),
+        (["search.metod=genetic"], "'search.metod' ... 'search.method'?"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, line, tmp_path):
     code, out, err = ran(tmp_path, *LENET, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
-    assert line in err
-    assert err.count("\n") == 1
+    assert_names(err, line)
 
 
 METHODS = ("exhaustive", "genetic", "random", "nsga2")

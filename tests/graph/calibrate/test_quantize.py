@@ -131,11 +131,11 @@ def test_a_trained_network_keeps_its_accuracy(digits, activations, per_channel):
         ([torch.full((2, 1, 32, 32), float("nan"))], "not finite"),
         (
             [torch.rand(2, 1, 32, 32), torch.full((2, 1, 32, 32), float("inf"))],
-            "images hold values that are not finite",
+            "images hold values .* not finite",
         ),
         (
             [torch.rand(2, 1, 32, 32), torch.full((2, 1, 32, 32), float("nan"))],
-            "images hold values that are not finite",
+            "images hold values .* not finite",
         ),
     ],
 )
