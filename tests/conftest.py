@@ -1,19 +1,17 @@
 """Fixtures for every room: quiet threads, fixed seeds, the data folder."""
 
-import functools
 import gc
 import os
 from pathlib import Path
 from typing import Any
 
-import omegaconf
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from omegaconf import grammar_parser
 
 from octo_exp.base.files import whole_file
 from octo_exp.runs import cost_plots
+from tests import shortcuts
 
 # The Triton interpreter must be chosen before Triton is first imported.
 if not torch.cuda.is_available():
@@ -28,11 +26,7 @@ settings.register_profile("fixed", derandomize=True, **QUIET)
 settings.register_profile("random", derandomize=False, **QUIET)
 settings.load_profile("random" if os.environ.get("OCTO_RANDOM_TESTS") == "1" else "fixed")
 
-# OmegaConf parses the same few hundred interpolations thousands of times: a tenth of the suite's time. Nobody changes a
-# tree that it returns.
-_parse = functools.cache(grammar_parser.parse)
-for _module in (omegaconf.base, omegaconf._utils):
-    _module.parse = _parse
+shortcuts.install()
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where tests need no run: a fifth of the suite's time, `pytest -m quick`.

@@ -17,6 +17,7 @@ SMALL = (
     "hw=[]",
     "trainer.log_every_n_steps=1",
     "data.limit_train=200",
+    "data.limit_test=60",
     "data.epochs=2",
 )
 OCTO = (*SMALL, "quant=octo", "hw=[systolic_16x16,tpu_v1]")

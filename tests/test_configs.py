@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 
 import lightning
 import pytest
@@ -19,9 +20,12 @@ from tests.nn.helpers import CONVERTING, SCHEMES
 
 
 def shapes() -> list[str]:
-    """One data set of each shape of images: others differ in nothing that a step on random images sees."""
+    """One data set of each shape of images: others differ in nothing that a step on random images sees.
+
+    The smallest images first: what is left to pair, models with schemes, takes them.
+    """
     found = {tuple(node_of("data", name).shape): name for name in reversed(options("data")) if name != "folder"}
-    return sorted(found.values())
+    return [found[shape] for shape in sorted(found, key=lambda shape: math.prod(n or 224 for n in shape))]
 
 
 # Float networks of the package, with narrower layers for the large ones. Those of others: tests/models; int8 graphs are

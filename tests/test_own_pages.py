@@ -16,7 +16,7 @@ PAGES = ROOT / "docs" / "own"
 # A file that the page names before a block is what the block is.
 _BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 _FILE = re.compile(r"`([\w./]+\.(?:py|yaml))`")
-SHORT = ("logger=csv", "data.epochs=1")
+SHORT = ("logger=csv", "data.epochs=1", "data.limit_train=200", "data.limit_test=60", "hw=[]")
 
 
 def call(folder: Path, *words: str) -> None:

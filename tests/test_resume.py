@@ -98,9 +98,9 @@ def broken_off(monkeypatch, folder, *settings: str, hook: str, call: int) -> Non
 PLACES = [
     ("octo", "on_train_batch_start", 12),
     ("accumulate", "on_train_batch_end", 23),
-    ("validation", "on_validation_batch_end", 6),
 ]
 MORE_PLACES = [
+    ("validation", "on_validation_batch_end", 6),
     ("octo", "on_test_start", 1),
     ("lac", "on_validation_end", 2),
     ("validation", "on_train_epoch_end", 2),
@@ -161,7 +161,7 @@ def heeded() -> Iterator[None]:
         pytest.param("octo", "on_test_start", 1, signal.SIGTERM, 30, marks=pytest.mark.slow),
         # A step of three batches ends first.
         ("accumulate", "on_train_batch_start", 8, signal.SIGUSR2, 3),
-        ("validation", "on_validation_batch_start", 3, signal.SIGUSR1, 6),
+        pytest.param("validation", "on_validation_batch_start", 3, signal.SIGUSR1, 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_the_step_and_loses_nothing(whole, tmp_path, monkeypatch, name, hook, call, number, step):

@@ -51,14 +51,29 @@ def train(words: list[str]) -> None:
     run(composed(*small, save_dir=Path(folder).absolute()))
 
 
+# Trained, quantised.
+FIRST = 2
+
+
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory) -> Iterator[Path]:
-    """The folder in which all commands have run."""
+def begun(tmp_path_factory) -> Path:
+    """The folder in which the first commands have run."""
     folder = tmp_path_factory.mktemp("walk")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for words in commands()[:FIRST]:
+            train(words[2:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def walked(begun) -> Iterator[Path]:
+    """The folder in which all commands have run."""
+    folder = begun
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setenv("OCTO_CACHE_DIR", str(folder / "cache"))
-        for words in commands():
+        for words in commands()[FIRST:]:
             if words[1] == "train.py":
                 train(words[2:])
                 continue
@@ -85,13 +100,14 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_quantisation_keeps_the_accuracy(walked):
-    before, after = results(walked / "runs/float"), results(walked / "runs/int8")
+def test_quantisation_keeps_the_accuracy(begun):
+    before, after = results(begun / "runs/float"), results(begun / "runs/int8")
     assert before["test/acc"] > 0.5
     # Two of 60 images.
     assert abs(after["test/acc"] - before["test/acc"]) < 0.04
 
 
+@pytest.mark.slow
 def test_the_scheme_was_searched_for_and_fits(walked):
     tuned = results(walked / "runs/tuned")
     assert 0 < tuned["update/extra_memory_kb"] <= 100
@@ -100,6 +116,7 @@ def test_the_scheme_was_searched_for_and_fits(walked):
     assert list((walked / "cache/contributions").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_export_and_import_give_identical_logits(walked):
     manifest = json.loads((walked / "runs/vgg11.pkl.json").read_text())
     tuned, again = results(walked / "runs/tuned"), results(walked / "runs/again")
@@ -109,6 +126,7 @@ def test_export_and_import_give_identical_logits(walked):
     assert again["test/loss"] == tuned["test/loss"]
 
 
+@pytest.mark.slow
 def test_the_file_alone_classifies_the_same(walked):
     logits = np.load(walked / "logits.npy")
     assert logits.dtype == np.int8

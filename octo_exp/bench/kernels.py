@@ -27,6 +27,8 @@ from octo_exp.kernels.ops import Backend, ConvGeometry, backend
 from octo_exp.workload import Epilogue
 
 _PLAIN = backend("reference", "cpu")
+# Well-shaped int8 GEMMs: rows, depth, columns.
+CEILINGS = [(4096, 4096, 4096), (4096, 4096, 512), (2048, 2304, 512), (8192, 2304, 256)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +153,7 @@ def _matmul(a: Tensor, b: Tensor, on: Backend) -> Tensor:
 def ceilings() -> list[Case]:
     """Return what the others are held against: well-shaped int8 GEMMs, a copy of 32 MiB."""
     cases = []
-    for m, k, n in ((4096, 4096, 4096), (4096, 4096, 512), (2048, 2304, 512), (8192, 2304, 256)):
+    for m, k, n in CEILINGS:
         a, b = codes(m, k), codes(n, k).t()
         name, work = f"int8 GEMM {m} x {k} x {n}", 2 * m * k * n
         cases.append(Case(name=name, run=functools.partial(_matmul, a, b), operations=work))

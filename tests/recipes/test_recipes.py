@@ -30,7 +30,10 @@ SUITES = {
     "data set": (("tests/data/test_data_configs.py", "tests/data/test_own_selections.py"), ("tests/data",)),
     "accelerator": (("tests/hw/test_profile.py",), _MACHINES),
     "energy table": (("tests/hw/test_energy_tables.py",), _MACHINES),
-    "export format": (("tests/exports/test_evidence.py", "tests/exports/test_publish.py"), ("tests/exports", "tests/facade")),
+    "export format": (
+        ("tests/exports/test_evidence.py", "tests/exports/test_publish.py"),
+        ("tests/exports", "tests/facade"),
+    ),
     "update rule": (("tests/graph/update/test_configs.py",), ("tests/graph/update", "tests/tracing")),
     "experiment": ((), ("tests/config", "tests/cli")),
 }
@@ -67,11 +70,17 @@ def test_every_kind_of_the_table_has_a_recipe_of_a_file_and_a_yaml():
     assert list(RECIPES["scheme"]) == ["conf/quant/mine.yaml"]
 
 
-def test_with_all_recipes_at_once_their_cases_pass(tmp_path):
-    folder = tree(tmp_path / "tree", RECIPES)
-    names = stems(list(RECIPES))
+# Kinds that need no network: their cases take a second.
+LIGHT = ("accelerator", "energy table")
+
+
+@pytest.mark.parametrize("together", [LIGHT, pytest.param(tuple(RECIPES), marks=pytest.mark.slow)], ids=len)
+def test_with_recipes_at_once_their_cases_pass(together, tmp_path):
+    folder = tree(tmp_path / "tree", together)
+    names = stems(together)
     chosen = f"({' or '.join(sorted(names))}) and not ({LARGE})"
-    passed = suite(folder, [*WHOLE, *(test for few, _ in SUITES.values() for test in few)], "-k", chosen)
+    whole = () if together is LIGHT else WHOLE
+    passed = suite(folder, [*whole, *(test for name in together for test in SUITES[name][0])], "-k", chosen)
     for name in names:
         assert any(re.search(rf"(?<![a-z]){name}(?![a-z])", case) for case in passed), f"no test has a case of {name}"
 

@@ -47,7 +47,8 @@ def test_the_command_of_the_help_prints_the_21_points_of_scalesims_own_search(tm
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["space.rows=[0]"], "rows ... got 0"),
+        # In this process: tests/sweeps/test_dse.py.
+        pytest.param(["space.rows=[0]"], "rows ... got 0", marks=pytest.mark.slow),
         (["search.metod=genetic"], "'search.metod' ... 'search.method'?"),
     ],
 )
