@@ -100,7 +100,7 @@ def test_a_run_is_verified_on_its_own_test_images(tmp_path: Path) -> None:
         ({"percentile": 99.0}, UserError, "percentile: the subject is an int8 graph already"),
         ({"fresh": nn.Identity()}, UserError, "fresh: the subject is an int8 graph already"),
         ({"subject": made(), "percentil": 99.0}, ConfigError, "'percentil'.*'percentile'"),
-        ({"subject": "no/such", "images": None}, UserError, "no/such .*config.yaml"),
+        ({"subject": "no/such", "images": None}, UserError, "no/such: .*config.yaml"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_writes_nothing(
