@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import omegaconf
@@ -15,19 +16,22 @@ from omegaconf import grammar_parser
 # Collections after which one looks through everything again.
 THOROUGH = 10
 
-_load, _collect = ConfigRepository.load_config, gc.collect
+_load = ConfigRepository.load_config
 _loaded: dict[tuple[Any, ...], ConfigResult] = {}
 _collected = 0
 
 
 def install() -> None:
     """Let this process take them."""
+    # Not before the Triton interpreter is chosen.
+    from octo_exp.runs import run
+
     # OmegaConf parses the same few hundred interpolations thousands of times. Nobody changes a tree that it returns.
     parse = functools.cache(grammar_parser.parse)
     for module in (omegaconf.base, omegaconf._utils):
         module.parse = parse
     ConfigRepository.load_config = _load_once
-    gc.collect = _collect_what_is_new
+    run.gc = SimpleNamespace(collect=_collect_what_is_new)
 
 
 def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -51,7 +55,7 @@ def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
     return found
 
 
-def _collect_what_is_new(generation: int = 2) -> int:
+def _collect_what_is_new() -> int:
     """Collect, and look at what stays no more: each run ends in a collection, which modules and fixtures make slow.
 
     What stays and is let go later is found by one collection of ten.
@@ -60,6 +64,6 @@ def _collect_what_is_new(generation: int = 2) -> int:
     _collected += 1
     if _collected % THOROUGH == 0:
         gc.unfreeze()
-    count = _collect(generation)
+    count = gc.collect()
     gc.freeze()
     return count

@@ -23,8 +23,6 @@ def test_three_kills_lose_nothing():
     assert told["kills"] == 3
 
 
-# At each hook of a run, in this process: tests/test_resume.py.
-@pytest.mark.slow
 def test_a_kill_inside_a_write_loses_nothing():
     (told,) = killing("--inside", "40", "--cases", "accumulate")
     assert told["kills inside a write"] >= 1

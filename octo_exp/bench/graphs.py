@@ -119,9 +119,10 @@ def saved_by_convs(subject: Subject) -> list[int]:
     """Return how many tensors each convolution of the chain keeps, from input to output."""
     net = subject.net
     steps = [step for layer in net.layers for step in layer.steps]
-    node = net.features(net.input(subject.images)).grad_fn
+    # Held: older torch lets what a node has saved go with the node's output.
+    features = net.features(net.input(subject.images))
     # A chain has three places a step.
-    places = list(getattr(node, "saved_tensors", [None] * 3 * len(steps)))
+    places = list(getattr(features.grad_fn, "saved_tensors", [None] * 3 * len(steps)))
     counts = [sum(t is not None for t in places[3 * k : 3 * k + 3]) for k in range(len(steps))]
     return [count for count, step in zip(counts, steps, strict=True) if isinstance(step, Conv)]
 

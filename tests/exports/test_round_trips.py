@@ -33,8 +33,8 @@ from tests.exports.trip_helpers import (
 )
 from tests.refusals import assert_names
 
-# Residual branches, compensation: four fifths of what the quick ones took.
-LONG = ("resnet20", "vgg11")
+# Residual branches: half of what the quick ones took.
+LONG = ("resnet20",)
 NAMES = [
     *(pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in QUICK),
     *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.data]) for name in SLOW),
@@ -152,7 +152,6 @@ def test_manifests_name_all_files_by_their_hashes_and_nothing_else_is_there(name
         assert content["sha256"] == found.get(FILES[form][0])
 
 
-@pytest.mark.slow
 def test_without_its_compensation_a_net_would_be_another(trips, monkeypatch):
     trip = trips("vgg11")
     kept = trip.manifest("c")["same_class_as_run"]

@@ -47,8 +47,7 @@ def test_the_command_of_the_help_prints_the_21_points_of_scalesims_own_search(tm
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        # In this process: tests/sweeps/test_dse.py.
-        pytest.param(["space.rows=[0]"], "rows ... got 0", marks=pytest.mark.slow),
+        (["space.rows=[0]"], "rows ... got 0"),
         (["search.metod=genetic"], "'search.metod' ... 'search.method'?"),
     ],
 )
