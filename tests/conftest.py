@@ -30,7 +30,7 @@ shortcuts.install()
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where tests need no run: a fifth of the suite's time, `pytest -m quick`.
-QUICK = ("base", "cli", "facade", "graph/integers", "hw", "kernels", "nn", "quant", "tracing")
+QUICK = ("base", "cli", "graph/integers", "hw", "kernels", "nn", "quant", "tracing")
 QUICK_FILES = ("test_arrows.py", "test_commands.py", "test_numerics.py", "test_trust.py")
 # Files whose tests look at pictures.
 DRAWING = ("test_plots.py", "test_report.py", "test_full_disk.py", "test_run_full_disk.py", "test_homes.py")
@@ -38,13 +38,23 @@ draw = cost_plots._save
 _drawn: list[bytes] = []
 
 
+def is_quick(path: Path) -> bool:
+    """Whether a file's tests need no run."""
+    return any(path.is_relative_to(ROOT / "tests" / place) for place in (*QUICK, *QUICK_FILES))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Importing the others would take a third of the time.
+    others = config.option.markexpr == "quick" and collection_path.name.startswith("test_")
+    return True if others and collection_path.is_file() and not is_quick(collection_path) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = [ROOT / "tests" / place for place in (*QUICK, *QUICK_FILES)]
-    assert all(place.exists() for place in places)
+    assert all((ROOT / "tests" / place).exists() for place in (*QUICK, *QUICK_FILES))
     for item in items:
         apart = any(item.get_closest_marker(name) for name in ("slow", "gpu", "optional"))
-        if not apart and any(item.path.is_relative_to(place) for place in places):
+        if not apart and is_quick(item.path):
             item.add_marker("quick")
 
 
