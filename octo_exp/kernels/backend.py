@@ -77,7 +77,7 @@ class Backend(Products):
     def quantize(self, t: Tensor, scale: Tensor, zero_point: Tensor, limits: Limits) -> Tensor:
         """q = clamp(round(clip(t, low, high) / scale) + zero_point, q_min, q_max) as int8, of t's shape and layout.
 
-        scale and zero_point are scalars or broadcast against t. Limits is to nearest even, or, given a seed, floor(.
+        scale and zero_point are scalars or broadcast against t. Rounding is to nearest even, or, given a seed, floor(.
         + noise) with `philox.uniform` noise: stochastic rounding. Element i draws from (seed, i); i is its place in
         memory where t is dense (see `dense_flat`), in logical order otherwise.
         """
